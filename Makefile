@@ -1,0 +1,38 @@
+# make demo and make test need python3 (>= 3.10), venv and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A folder of local wheels that pip is configured with serves uv too.
+export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+ifeq ($(strip $(UV_FIND_LINKS)),)
+unexport UV_FIND_LINKS
+endif
+
+.PHONY: demo test test-all check benchmark-ddil clean
+
+demo: $(VENV)/.ok
+	$(BIN)/ddil-ray demo
+
+test: $(VENV)/.ok
+	$(BIN)/pytest
+
+test-all: $(VENV)/.ok
+	$(BIN)/pytest -m ""
+
+check: $(VENV)/.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark-ddil: $(VENV)/.ok
+	$(BIN)/python benchmarks/ddil.py --out benchmarks/results/ddil.json
+
+$(VENV)/.ok: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev,s3]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

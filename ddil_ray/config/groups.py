@@ -1,0 +1,272 @@
+"""The typed groups of a config. Unknown keys are refused; every number has its range here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Evaluation",
+    "Group",
+    "LabelRole",
+    "Lcm",
+    "Objective",
+    "Pd",
+    "PriorRamp",
+    "Replay",
+    "Role",
+    "States",
+    "Student",
+    "Sync",
+    "Teacher",
+    "Threshold",
+    "Tracking",
+    "Trainer",
+]
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Gpus = NonNegative | Literal["auto"]
+
+
+class Group(BaseModel):
+    """A group of settings: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Teacher(Group):
+    """The pretrained model that is distilled."""
+
+    model: str = Field(
+        description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory"
+    )
+    weights: str | None = Field(None, description="safetensors file for a factory's network")
+    guidance: NonNegative | tuple[NonNegative, NonNegative] = Field(
+        0.0, description="w of D_c + w (D_c - D_u), or a range [low, high]; 0 is no guidance"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Teacher:
+        if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:
+            raise ValueError(f"guidance must be [low, high] with low <= high, but is {list(self.guidance)}")
+        return self
+
+
+class Student(Group):
+    """The model that is trained, a copy of the teacher at first."""
+
+    guidance: NonNegative | None = Field(
+        None, description="w of the exported student where it was trained over a range; default: the middle"
+    )
+
+
+class Data(Group):
+    """Training images."""
+
+    source: str = Field(description="`digits`, or a folder or Parquet file by path or fsspec URL")
+    format: Literal["auto", "builtin", "folder", "parquet"] = "auto"
+    image_column: str = Field("image", description="Parquet column with the image")
+    label_column: str | None = Field("label", description="Parquet column with the class id, or null")
+    image_size: Count | None = Field(None, description="crop and resize to this many pixels")
+
+
+class Pd(Group):
+    """Progressive distillation."""
+
+    type: Literal["pd"]
+    teacher_steps: Count = Field(16, description="DDIM steps of the first round's teacher")
+    student_steps: tuple[Count, ...] = Field((8, 4, 2, 1), min_length=1, description="steps per round")
+    loss: Literal["snr_trunc", "v", "x"] = "snr_trunc"
+
+    @model_validator(mode="after")
+    def _grids_divide(self) -> Pd:
+        grids = [self.teacher_steps, *self.student_steps]
+        for before, after in zip(grids, grids[1:], strict=False):
+            if after >= before or before % after:
+                raise ValueError(
+                    f"student_steps must each divide the steps before them and be fewer, but {after} follows "
+                    f"{before}; use for example teacher_steps 16 and student_steps [8, 4, 2, 1]"
+                )
+        return self
+
+
+class Lcm(Group):
+    """Latent consistency distillation."""
+
+    type: Literal["lcm"]
+    solver_steps: Count = Field(50, description="DDIM grid of the labels")
+    student_steps: Count = Field(4, description="stages of the student's own rollouts")
+    skip: Count = Field(1, description="grid steps between a state and its label")
+    loss: Literal["huber", "l2"] = "huber"
+    huber_c: Positive = 1e-3
+    ema_decay: Fraction = Field(0.95, description="of the target network, per update")
+    sigma_data: Positive = 0.5
+    timestep_scaling: Positive = 10.0
+    guidance_embedding: bool = Field(False, description="tell the student w; needed for a range of guidance")
+
+    @model_validator(mode="after")
+    def _within_grid(self) -> Lcm:
+        for name in ("student_steps", "skip"):
+            if getattr(self, name) > self.solver_steps:
+                raise ValueError(
+                    f"{name} must be at most solver_steps ({self.solver_steps}), but is {getattr(self, name)}"
+                )
+        return self
+
+
+Objective = Annotated[Pd | Lcm, Field(discriminator="type")]
+
+
+class PriorRamp(Group):
+    """A prior that moves from `start` to `end` over the first part of each phase."""
+
+    start: Fraction
+    end: Fraction
+    ramp: Literal["linear", "cosine"] = "linear"
+    over: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def at(self, progress: float) -> float:
+        """Value at `progress` of a linear ramp; enough to check sums at both ends and between."""
+        return self.start + (self.end - self.start) * min(1.0, progress / self.over)
+
+
+class States(Group):
+    """Which states are learnt on: the source priors of DDIL."""
+
+    forward: Fraction | PriorRamp = 1.0
+    student: Fraction | PriorRamp = 0.0
+    teacher: Fraction | PriorRamp = 0.0
+    mixed: Fraction | PriorRamp = 0.0
+    mixed_teacher_probability: Fraction = Field(0.5, description="chance of a teacher step in mixed rollouts")
+    teacher_substeps: Count | None = Field(None, description="LCM: DDIM steps of teacher rollouts per stage")
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> States:
+        priors = [self.forward, self.student, self.teacher, self.mixed]
+        ramps = {(p.ramp, p.over) for p in priors if isinstance(p, PriorRamp) and p.start != p.end}
+        if len(ramps) > 1:
+            raise ValueError("all ramps must share the same `ramp` and `over`, or the priors do not sum to 1 between")
+        for progress in (0.0, 1.0):
+            total = sum(p.at(progress) if isinstance(p, PriorRamp) else p for p in priors)
+            if abs(total - 1) > 1e-6:
+                when = "start" if progress == 0 else "end"
+                raise ValueError(f"forward + student + teacher + mixed must be 1 at the {when}, but is {total:g}")
+        return self
+
+
+class Threshold(Group):
+    """Where the teacher's x_0 is brought back to the data's range ("reflected")."""
+
+    mode: Literal["none", "static", "per_channel", "dynamic"] = "none"
+    bound: Positive = Field(1.0, description="static, dynamic: largest |x_0|")
+    quantile: Annotated[float, Field(gt=0.5, le=1)] = 0.9995
+    margin: NonNegative = Field(0.1, description="per_channel: widening of the range by this share")
+
+
+class Replay(Group):
+    """The trainer's buffers of states."""
+
+    capacity: Count = Field(8192, description="rows per source and worker")
+    reuse: Count = Field(1, description="times each row is trained on")
+    max_staleness: Count | None = Field(
+        None, description="oldest student weights a row may come from, in steps; default: what cannot stall, twice"
+    )
+
+
+class Sync(Group):
+    """Publication of student weights."""
+
+    every: Count = Field(20, description="steps between publications")
+
+
+class _Resources(Group):
+    num_cpus: NonNegative = 1
+    num_gpus: Gpus = Field("auto", description="per actor; auto: shared evenly where the cluster has GPUs")
+    accelerator_type: str | None = None
+    resources: dict[str, Positive] = Field(default_factory=dict)
+
+
+class Trainer(_Resources):
+    """The optimisation, and the workers that run it."""
+
+    num_workers: Count = 1
+    steps: Count = Field(400, description="per phase (round of progressive distillation)")
+    batch_size: Count = Field(128, description="rows per step over all workers")
+    lr: Positive = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    warmup_steps: Annotated[StrictInt, Field(ge=0)] = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    clip_norm: Positive = 1.0
+    ema_decay: Fraction = 0.99
+    accumulate: Count = Field(1, description="micro-batches per step")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    max_failures: Annotated[StrictInt, Field(ge=0)] = 3
+
+    @model_validator(mode="after")
+    def _divides(self) -> Trainer:
+        if self.batch_size % (self.num_workers * self.accumulate):
+            raise ValueError(
+                f"batch_size must be a multiple of num_workers x accumulate "
+                f"({self.num_workers} x {self.accumulate}), but is {self.batch_size}"
+            )
+        return self
+
+
+class Role(_Resources):
+    """A pool of actors."""
+
+    num_actors: Count | tuple[Count, Count] = Field(1, description="N, or [min, max] to scale between")
+    batch_size: Count = Field(128, description="rows per request")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Role:
+        if self.bounds[0] > self.bounds[1]:
+            raise ValueError(f"num_actors must be [min, max] with min <= max, but is {list(self.bounds)}")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """(least, most) actors."""
+        n = self.num_actors
+        return n if isinstance(n, tuple) else (n, n)
+
+
+class LabelRole(Role):
+    """Who asks the teacher: the actor that made the states, or a pool behind it."""
+
+    placement: Literal["fused", "pool"] = "fused"
+
+
+class Checkpoint(Group):
+    """Saving the state of training."""
+
+    every: Count = Field(200, description="steps")
+    keep: Count = 2
+
+
+class Tracking(Group):
+    """MLflow, and how often metrics are recorded."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
+    experiment: str = "ddil-ray"
+    log_every: Count = 10
+    timeout_s: Positive = 10.0
+
+
+class Evaluation(Group):
+    """What is measured when training ends."""
+
+    enabled: bool = True
+    num_samples: Count = 1000
+    steps: tuple[Count, ...] = Field((1, 2, 4, 8), min_length=1)
+    teacher_steps: Count = Field(64, description="DDIM steps of the teacher's reference samples")
+    batch_size: Count = 256
+    seed: StrictInt = Field(1_000_003, description="of evaluation noise; never used in training")

@@ -1,0 +1,183 @@
+"""Reading a config: YAML file or shipped preset, dotted overrides, and one message with everything that is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ddil_ray.config.run import RunConfig
+from ddil_ray.errors import ConfigError
+
+__all__ = ["config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
+
+M = TypeVar("M", bound=BaseModel)
+Path_ = tuple[str | int, ...]
+
+
+def load_config(source: str, overrides: Sequence[str] = (), *, kind: type[M] = RunConfig) -> M:  # type: ignore[assignment]
+    """The validated config.
+
+    Args:
+        source: YAML file by path or fsspec URL, or the name of a preset (`preset_names`).
+        overrides: `dotted.key=value`, values in YAML.
+        kind: `RunConfig` or `TeacherConfig`.
+
+    Raises:
+        ConfigError: unreadable, or invalid; lists every problem with its key, value, remedy and place.
+    """
+    text = _read(source)
+    tree, places = _parse(text, source)
+    for override in overrides:
+        _apply(tree, places, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem, kind, places) for problem in error.errors()]
+        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped configs."""
+    root = resources.files("ddil_ray.presets")
+    return sorted(p.name.removesuffix(".yaml") for p in root.iterdir() if p.name.endswith(".yaml"))
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved config; it loads as it is."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: BaseModel) -> dict[str, str]:
+    """Dotted key -> value, for tracking; credentials inside URLs are left out."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = _without_credentials(str(value))
+
+    walk("", config.model_dump(mode="json"))
+    return flat
+
+
+def config_hash(config: BaseModel) -> str:
+    """Twelve hexadecimal digits that change with any setting."""
+    content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _without_credentials(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    if separator and "@" in rest:
+        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return value
+
+
+def _read(source: str) -> str:
+    preset = resources.files("ddil_ray.presets") / f"{source}.yaml"
+    if "/" not in source and preset.is_file():
+        return preset.read_text()
+    import fsspec
+
+    try:
+        with fsspec.open(source, "r") as file:
+            return str(file.read())
+    except (OSError, ValueError, ImportError) as error:
+        close = difflib.get_close_matches(source, preset_names(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"CONFIG must be a readable YAML file or one of the presets {', '.join(preset_names())}, but is "
+            f"{source!r} instead ({type(error).__name__}: {error}).{hint}"
+        ) from None
+
+
+def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[Path_, str]]:
+    places: dict[Path_, str] = {}
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} must be YAML, but cannot be read: {error}") from None
+    if not isinstance(tree, dict) or not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{source} must hold `key: value` settings, but holds {type(tree).__name__} instead.")
+    _locate(root, (), source, places)
+    return tree, places
+
+
+def _locate(node: yaml.Node, path: Path_, source: str, places: dict[Path_, str]) -> None:
+    """Note where every key stands, and refuse keys given twice (YAML would take the last silently)."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        name, line = str(key.value), f"{source}:{key.start_mark.line + 1}"
+        if name in seen:
+            raise ConfigError(f"`{'.'.join(map(str, (*path, name)))}` must be given once, but is given again at {line}.")
+        seen.add(name)
+        places[(*path, name)] = line
+        _locate(value, (*path, name), source, places)
+
+
+def _apply(tree: dict[str, Any], places: dict[Path_, str], override: str) -> None:
+    key, separator, text = override.partition("=")
+    keys = key.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"An override must be `dotted.key=value`, but is {override!r} instead.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of override {override!r} must be YAML, but cannot be read: {error}") from None
+    node = tree
+    for name in keys[:-1]:
+        inner = node.get(name)
+        node[name] = node = inner if isinstance(inner, dict) else {}
+    node[keys[-1]] = value
+    places[tuple(keys)] = f"override {override!r}"
+
+
+def _explain(problem: Any, kind: type[BaseModel], places: dict[Path_, str]) -> str:
+    path = tuple(p for p in problem["loc"] if not _is_variant(p))
+    name = ".".join(map(str, path)) or "the whole"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_at(kind, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
+        message = "unknown key; " + (f"did you mean {close[0]!r}? " if close else "") + f"allowed: {', '.join(allowed)}"
+    elif problem["type"] == "missing":
+        message = "must be given, but is missing"
+    elif not isinstance(problem["input"], dict):
+        message += f" (found {problem['input']!r})"
+    place = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), "")
+    return f"`{name}`: {message}" + (f"  [{place}]" if place else "")
+
+
+def _is_variant(part: str | int) -> bool:
+    """Parts that pydantic adds to a location for members of a union."""
+    return isinstance(part, str) and (
+        part in {"pd", "lcm", "float", "int", "function-after", "constrained-int", "constrained-float"}
+        or part.startswith(("tuple[", "literal[", "constrained-", "PriorRamp", "nullable"))
+    )
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Names of the settings at a location of the tree."""
+    schema = kind.model_json_schema()
+    definitions = schema.get("$defs", {})
+    node: dict[str, Any] = schema
+    for part in location:
+        mapping = node.get("discriminator", {}).get("mapping", {})
+        node = {"$ref": mapping[part]} if part in mapping else node.get("properties", {}).get(part, node)
+        options = [o for o in node.get("anyOf", []) + node.get("allOf", []) if "$ref" in o]
+        node = options[0] if options else node
+        if "$ref" in node:
+            node = definitions[node["$ref"].rpartition("/")[2]]
+    return sorted(node.get("properties", {}))

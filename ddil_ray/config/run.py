@@ -1,0 +1,68 @@
+"""The config of a distillation run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StrictInt, model_validator
+
+from ddil_ray.config.groups import (
+    Checkpoint,
+    Data,
+    Evaluation,
+    Group,
+    LabelRole,
+    Objective,
+    Replay,
+    Role,
+    States,
+    Student,
+    Sync,
+    Teacher,
+    Threshold,
+    Tracking,
+    Trainer,
+)
+
+__all__ = ["RunConfig"]
+
+
+class RunConfig(Group):
+    """Everything `ddil-ray distill` reads."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    output: str = Field("runs", description="folder or fsspec URL; the run gets <output>/<name>")
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    teacher: Teacher
+    student: Student = Student()
+    data: Data
+    objective: Objective
+    states: States = States()
+    threshold: Threshold = Threshold()
+    replay: Replay = Replay()
+    sync: Sync = Sync()
+    trainer: Trainer = Trainer()
+    forward_states: Role = Role()
+    student_rollouts: Role = Role()
+    teacher_rollouts: Role = Role()
+    labels: LabelRole = LabelRole()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        guidance = self.teacher.guidance
+        embedded = self.objective.type == "lcm" and self.objective.guidance_embedding
+        if isinstance(guidance, tuple) and guidance[0] != guidance[1] and not embedded:
+            raise ValueError(
+                "teacher.guidance must be one number unless the student is told it, but is a range; set one number, "
+                "or objective.type lcm with objective.guidance_embedding true"
+            )
+        held = self.replay.reuse * self.trainer.batch_size // self.trainer.num_workers
+        if self.replay.capacity < held:
+            raise ValueError(
+                f"replay.capacity must hold reuse x batch_size / num_workers = {held} rows, but is "
+                f"{self.replay.capacity}"
+            )
+        return self

@@ -1,0 +1,52 @@
+"""The config of `ddil-ray train-teacher`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictInt
+
+from ddil_ray.config.groups import Count, Data, Fraction, Group, NonNegative, Positive
+
+__all__ = ["TeacherConfig"]
+
+
+class Network(Group):
+    """A `UNet2DModel`."""
+
+    block_out_channels: tuple[Count, ...] = (32, 64)
+    layers_per_block: Count = 1
+    attention_head_dim: Count = 8
+    norm_num_groups: Count = 8
+
+
+class Schedule(Group):
+    """The noise schedule, in the terms of diffusers' schedulers."""
+
+    num_train_timesteps: Count = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
+    rescale_betas_zero_snr: bool = True
+
+
+class TeacherTrainer(Group):
+    """The optimisation."""
+
+    steps: Count = 3000
+    batch_size: Count = 128
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 0.0
+    ema_decay: Fraction = 0.998
+    label_dropout: Fraction = Field(0.1, description="chance of training a row unconditionally")
+
+
+class TeacherConfig(Group):
+    """Everything `ddil-ray train-teacher` reads."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    output: str = "runs"
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    data: Data
+    model: Network = Network()
+    schedule: Schedule = Schedule()
+    trainer: TeacherTrainer = TeacherTrainer()

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion that distillation needs; pure torch."""

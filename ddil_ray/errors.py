@@ -1,0 +1,43 @@
+"""The errors a user can meet; each message names the field, the rule, what was found and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DdilError",
+    "RunFailedError",
+    "ShapeError",
+    "StaleStateError",
+]
+
+
+class DdilError(Exception):
+    """Any failure that ddil-ray explains in one message."""
+
+    exit_code = 2
+    """What a command exits with: 2 for bad input, 1 for a run that failed."""
+
+
+class ConfigError(DdilError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(DdilError, ValueError):
+    """Training data that cannot be read, or that does not fit the teacher."""
+
+
+class ShapeError(DdilError, ValueError):
+    """A tensor whose shape breaks a documented contract."""
+
+
+class StaleStateError(DdilError, RuntimeError):
+    """A rollout state older than the staleness bound reached the trainer."""
+
+    exit_code = 1
+
+
+class RunFailedError(DdilError, RuntimeError):
+    """A run that started and could not go on; commands exit with code 1 on it."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""Shipped configs (NAME.yaml) and small teachers (NAME/, diffusers pipeline folders)."""

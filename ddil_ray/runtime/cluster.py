@@ -1,0 +1,132 @@
+"""Connecting to Ray quietly, and checking that a run fits the cluster before any actor starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ddil_ray.config import RunConfig
+from ddil_ray.errors import ConfigError
+from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
+
+__all__ = ["Demand", "check_fits", "connected", "demands", "with_gpu_shares"]
+
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_WORKER_ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **_QUIET}
+
+
+@contextmanager
+def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
+    """Be connected to Ray: the cluster of RAY_ADDRESS, one already connected to, or a local one for this run.
+
+    A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
+    """
+    os.environ.update({k: os.environ.get(k, v) for k, v in _QUIET.items()})
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    import logging
+
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "runtime_env": {"env_vars": _WORKER_ENV},
+    }
+    if address is None:
+        cpus = sum(d.count * d.cpus for d in demands(config))
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this process can reach it
+        options |= {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, int(-(-cpus // 1)) + 1),
+            "include_dashboard": verbose,
+            "object_store_memory": 512 * 2**20,
+        }
+    else:
+        options["address"] = address
+    if not verbose:
+        for name in ("ray.data", "ray.train", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one role asks of the cluster at least."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float | str
+    """GPUs per actor; "auto" until `with_gpu_shares`."""
+
+
+def demands(config: RunConfig) -> list[Demand]:
+    """Every role that this run starts, at its smallest size."""
+    recipe = Recipe(config)
+    trainer = config.trainer
+    rows = [Demand("trainer", trainer.num_workers, trainer.num_cpus, trainer.num_gpus)]
+    for origin in recipe.priors.origins:
+        role = getattr(config, ROLE_OF_ORIGIN[origin])
+        name = ROLE_OF_ORIGIN[origin] if origin.label != "mixed" else "student_rollouts (mixed)"
+        rows.append(Demand(name, role.bounds[0], role.num_cpus, role.num_gpus))
+        if config.labels.placement == "pool":
+            labels = config.labels
+            rows.append(Demand(f"labels ({origin.label})", labels.bounds[0], labels.num_cpus, labels.num_gpus))
+    return rows
+
+
+def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
+    """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any."""
+    asking = sum(d.count for d in demands(config) if d.gpus == "auto")
+    fixed = sum(d.count * float(d.gpus) for d in demands(config) if d.gpus != "auto")
+    share = 0.0 if asking == 0 or gpus <= fixed else min(1.0, int((gpus - fixed) / asking * 100) / 100)
+    update = {}
+    for name in ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels"):
+        role = getattr(config, name)
+        if role.num_gpus == "auto":
+            update[name] = role.model_copy(update={"num_gpus": share})
+    return config.model_copy(update=update)
+
+
+def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
+    """Compare what the run needs at least with what the cluster has.
+
+    Raises:
+        ConfigError: it would wait for ever; the message lists every role.
+    """
+    rows = demands(config)
+    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        needed = sum(d.count * float(getattr(d, key)) for d in rows)
+        has = resources.get(kind, 0.0)
+        if needed > has + 1e-9:
+            table = ", ".join(f"{d.role} {d.count} x {float(getattr(d, key)):g}" for d in rows)
+            raise ConfigError(
+                f"The roles must fit the cluster, but need {needed:g} {kind}s and it has {has:g} instead ({table}). "
+                f"Lower `num_actors`, `num_workers` or `num_{key}` of a role, or add nodes."
+            )
+    for name in ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels"):
+        role = getattr(config, name)
+        wanted = dict(role.resources)
+        if role.accelerator_type:
+            wanted[f"accelerator_type:{role.accelerator_type}"] = 0.001
+        for resource, amount in wanted.items():
+            if resources.get(resource, 0.0) < amount:
+                raise ConfigError(
+                    f"`{name}` must ask for resources that the cluster has, but {resource!r} is not among "
+                    f"{', '.join(sorted(k for k in resources if not k.startswith('node:')))}."
+                )

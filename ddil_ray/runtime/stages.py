@@ -1,0 +1,163 @@
+"""Ray Data stages: the actors that make states and labels.
+
+A request row is only its place in the stream. The actor turns it into a (phase, block) of the plan, counted from the
+step that the trainer resumed at, waits for admission, takes newer weights if there are any, and makes the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from ddil_ray.config import RunConfig
+from ddil_ray.models import DiffusionModel
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.training.learner import PRECISIONS
+from ddil_ray.training.producer import USES_STUDENT, Expert, StateMaker
+from ddil_ray.training.recipe import Recipe
+
+__all__ = ["LabelStage", "RunContext", "StateStage", "best_device", "stream_blocks"]
+
+Columns = dict[str, np.ndarray]
+
+
+def best_device() -> torch.device:
+    """CUDA where this process can see one (Ray hides those it was not given), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every actor of a run gets."""
+
+    config: dict[str, Any]
+    hub: Any
+    images: Any
+    """Reference to the (N, C, H, W) float32 training images."""
+    labels: Any
+    """Reference to the (N,) int64 condition ids."""
+    max_staleness: int
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        return Recipe(RunConfig.model_validate(self.config))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of one stream: which it is, and how new its weights must be."""
+
+    phase: int
+    index: int
+    min_version: int
+
+
+def stream_blocks(recipe: Recipe, origin: Origin, *, phases: int, start_step: int, max_staleness: int) -> list[Block]:
+    """All blocks of a stream from `start_step` on, in the order in which ranks take them.
+
+    Block k of the list goes to rank k mod W, so the blocks of a phase are a multiple of W. The newest weights that a
+    block needs are those of `max_staleness` steps before its last row is taken.
+    """
+    ranks, rows = recipe.config.trainer.num_workers, recipe.rows_per_block(origin)
+    steps = recipe.config.trainer.steps
+    first_phase, local = divmod(start_step, steps)
+    blocks = []
+    for phase, plan in enumerate(recipe.plans(phases)):
+        if phase < first_phase:
+            continue
+        taken = -(-int(plan.fresh(origin)[local - 1]) // rows) if phase == first_phase and local else 0
+        for mine in range(taken, plan.blocks(origin, rows)):
+            last = phase * steps + plan.last_step(origin, mine, rows)
+            needs = last - max_staleness if origin in USES_STUDENT else -1
+            blocks += [Block(phase, mine * ranks + rank, needs) for rank in range(ranks)]
+    return blocks
+
+
+class _Stage:
+    """What state and label actors share: the run's models, on this actor's device, kept at the newest weights."""
+
+    def __init__(self, context: RunContext) -> None:
+        torch.set_num_threads(1)
+        self.context, self.recipe, self.device = context, context.recipe, best_device()
+        self.teacher = self.recipe.load_teacher()
+        self.teacher.network.to(self.device).requires_grad_(False)
+        self.objective = self.recipe.objective(self.teacher.schedule)
+        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
+        self.images = torch.from_numpy(np.array(ray.get(context.images)))
+        threshold = self.recipe.threshold(self.images)
+        self.expert = Expert(self.teacher, self._frozen_student(), threshold, self.autocast)
+        self.known = (-1, -1)
+
+    def _frozen_student(self) -> DiffusionModel:
+        student = self.recipe.student_of(self.teacher)
+        student.network.to(self.device).eval().requires_grad_(False)
+        return student
+
+    def _admitted(self, phase: int, min_version: int, maker: StateMaker | None) -> None:
+        grant = ray.get(self.context.hub.admit.remote(phase, min_version, self.known))
+        if self.known[0] != phase:
+            teacher = ray.get(grant.teacher[0]) if grant.teacher else None
+            self.expert.enter(phase, teacher)
+        if grant.student is not None and maker is not None:
+            maker.load_student(grant.version, ray.get(grant.student[0]))
+        self.known = (phase, grant.version)
+
+    def _label(self, states: StateBatch) -> StateBatch:
+        size = self.recipe.config.labels.batch_size
+        parts = [states[slice(i, i + size)] for i in range(0, len(states), size)]
+        return StateBatch.cat([self.expert.label(self.objective, p, self.device) for p in parts])
+
+
+class StateStage(_Stage):
+    """Makes the states of one source, and their labels unless a pool of its own does that."""
+
+    def __init__(self, context: RunContext, origin: int, incarnation: int) -> None:
+        super().__init__(context)
+        self.origin = Origin(origin)
+        conditions = Conditions(torch.from_numpy(np.array(ray.get(context.labels))), self.recipe.guidance)
+        self.maker = StateMaker(
+            self.objective,
+            self.teacher,
+            conditions,
+            images=self.images,
+            student=self._frozen_student() if self.origin in USES_STUDENT else None,
+            expert=self.expert,
+            teacher_probability=self.recipe.config.states.mixed_teacher_probability,
+            autocast=self.autocast,
+            device=self.device,
+        )
+        self.blocks = stream_blocks(
+            self.recipe,
+            self.origin,
+            phases=len(self.objective.phases),
+            start_step=ray.get(context.hub.start_of.remote(incarnation)),
+            max_staleness=context.max_staleness,
+        )
+
+    def __call__(self, batch: Columns) -> Columns:
+        """The rows of one request; none where the stream is shorter than when it began."""
+        (place,) = batch["place"].tolist()
+        block = self.blocks[min(place, len(self.blocks) - 1)]
+        self._admitted(block.phase, block.min_version, self.maker if self.maker.student else None)
+        rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
+        states = self.maker.make(StateRequest(self.origin, block.phase, block.index, rows, seed))
+        if self.recipe.config.labels.placement == "fused":
+            states = self._label(states)
+        return states.to_columns()
+
+
+class LabelStage(_Stage):
+    """Labels states that other actors made."""
+
+    def __call__(self, batch: Columns) -> Columns:
+        """The same rows with labels."""
+        states = StateBatch.from_columns(batch)
+        self._admitted(int(states.phase[0]), -1, None)
+        return self._label(states).to_columns()

@@ -1,0 +1,102 @@
+"""One Ray Data stream per source: requests -> state actors -> (label actors) -> trainer ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+from ray.train import DataConfig
+
+from ddil_ray.config import Role
+from ddil_ray.runtime.stages import LabelStage, RunContext, StateStage, stream_blocks
+from ddil_ray.states.batch import Origin
+from ddil_ray.training.recipe import ROLE_OF_ORIGIN
+
+__all__ = ["StreamSplit", "stream_factory"]
+
+def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
+    """What Ray Train calls at every start of the worker group to get the stream of `origin`.
+
+    The stream has the requests of a whole run; after a restart its actors count from the step that the trainer resumed
+    at, and the requests left over at the end are never reached.
+    """
+
+    def build() -> Dataset:
+        recipe = context.recipe
+        incarnation = ray.get(context.hub.incarnation_of.remote(origin.label))
+        blocks = stream_blocks(recipe, origin, phases=phases, start_step=0, max_staleness=0)
+        requests = [pa.table({"place": pa.array([place])}) for place in range(len(blocks))]
+        role: Role = getattr(recipe.config, ROLE_OF_ORIGIN[origin])
+        dataset = ray.data.from_arrow(requests).map_batches(
+            StateStage,
+            fn_constructor_args=(context, int(origin), incarnation),
+            batch_size=1,
+            **_pool(role),
+        )
+        if recipe.config.labels.placement == "pool":
+            dataset = dataset.map_batches(
+                LabelStage, fn_constructor_args=(context,), batch_size=None, **_pool(recipe.config.labels)
+            )
+        dataset.set_name(origin.label)
+        _configure(dataset)
+        return dataset
+
+    return build
+
+
+def _pool(role: Role) -> dict[str, Any]:
+    """map_batches arguments that size a pool of actors."""
+    low, high = role.bounds
+    size = {"size": low} if low == high else {"min_size": low, "max_size": high}
+    options: dict[str, Any] = {
+        "compute": ActorPoolStrategy(**size),
+        "batch_format": "numpy",
+        "num_cpus": role.num_cpus,
+        "zero_copy_batch": True,
+    }
+    if role.num_gpus:
+        options["num_gpus"] = role.num_gpus
+    if role.accelerator_type:
+        options["accelerator_type"] = role.accelerator_type
+    if role.resources:
+        options["resources"] = dict(role.resources)
+    return options
+
+
+def _configure(dataset: Dataset) -> None:
+    context = dataset.context
+    # A stream whose prior is small may rest for long; that is no fault.
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = -1
+    context.wait_for_min_actors_s = 300
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+class StreamSplit(DataConfig):
+    """Gives block k of every stream to rank k mod W, at once.
+
+    Ray's own splitting holds rows back to make ranks equal and prefers local blocks; with the bounded, ordered streams
+    here either would leave a rank waiting for rows that another cannot take.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: Any = None,
+        worker_node_ids: Any = None,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]]:
+        """See `ray.train.DataConfig.configure`."""
+        splits: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            copied = dataset.copy(dataset)
+            copied.context.execution_options = ExecutionOptions(preserve_order=True)
+            parts = copied.streaming_split(world_size, equal=False, locality_hints=None)
+            for rank, part in enumerate(parts):
+                splits[rank][name] = part
+        return splits

@@ -1,0 +1,86 @@
+"""The record that travels: states with where they came from, and the expert's label once it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Origin", "StateBatch"]
+
+
+class Origin(IntEnum):
+    """Where a state comes from; the four sources of DDIL."""
+
+    FORWARD = 0
+    STUDENT = 1
+    TEACHER = 2
+    MIXED = 3
+
+    @property
+    def label(self) -> str:
+        """The name used in configs and metrics."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class StateBatch:
+    """B states of a (student or forward) process, and what the teacher says of each.
+
+    Example: 4 digits of 8 x 8 pixels at t = .5 from student weights published at step 20 have x_t (4, 1, 8, 8),
+    t = [.5, .5, .5, .5], cond = [3, 1, 4, 1], w = [2., 2., 2., 2.], origin = [1, 1, 1, 1], version = [20, 20, 20, 20].
+    """
+
+    x_t: Tensor
+    """(B, ...) float32 state."""
+    t: Tensor
+    """(B,) float64 time in [0, 1]."""
+    cond: Tensor
+    """(B,) int64 condition: a class id now, never an embedding."""
+    w: Tensor
+    """(B,) float32 guidance the label is made with (0 = none)."""
+    origin: Tensor
+    """(B,) int8 `Origin`."""
+    version: Tensor
+    """(B,) int64 trainer step at which the student weights used were published; -1 where none were used."""
+    phase: Tensor
+    """(B,) int64 phase of training (round of progressive distillation) the state and label belong to."""
+    label: Tensor
+    """(B, ...) float32: the expert's answer (objective's own meaning); (B, 0) before labelling."""
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, rows: Tensor | slice) -> StateBatch:
+        """The chosen rows, in that order."""
+        return StateBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def labelled(self, label: Tensor) -> StateBatch:
+        """This batch with the expert's label."""
+        return replace(self, label=label)
+
+    def to(self, device: torch.device | str) -> StateBatch:
+        """This batch on `device`."""
+        return StateBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    @staticmethod
+    def cat(batches: Sequence[StateBatch]) -> StateBatch:
+        """All rows of `batches` (at least one), in order."""
+        if len(batches) == 1:
+            return batches[0]
+        names = [f.name for f in fields(StateBatch)]
+        return StateBatch(**{n: torch.cat([getattr(b, n) for b in batches]) for n in names})
+
+    def to_columns(self) -> dict[str, np.ndarray]:
+        """One numpy array per field, the form in which Ray Data carries a batch."""
+        return {f.name: getattr(self, f.name).detach().cpu().numpy() for f in fields(self)}
+
+    @staticmethod
+    def from_columns(columns: dict[str, np.ndarray]) -> StateBatch:
+        """The batch of `to_columns`; copies, since what Ray hands out is read-only."""
+        names = [f.name for f in fields(StateBatch)]
+        return StateBatch(**{n: torch.from_numpy(np.array(columns[n])) for n in names})

@@ -1,0 +1,138 @@
+"""Distillation in one process, without Ray: the same states, labels, loop and plan, made on demand.
+
+For tests, notebooks, benchmarks of the method, and as the baseline that the runtime's overhead is measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ddil_ray.data import ImageData
+from ddil_ray.models.model import DiffusionModel
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.source import StateRequest
+from ddil_ray.training.learner import PRECISIONS, Learner
+from ddil_ray.training.loop import TrainingLoop
+from ddil_ray.training.producer import Expert, StateMaker
+from ddil_ray.training.recipe import Recipe
+from ddil_ray.training.weights import flatten_weights
+
+__all__ = ["InlineResult", "distill_inline"]
+
+
+@dataclass
+class InlineResult:
+    """What an inline run leaves."""
+
+    rounds: dict[int, DiffusionModel]
+    """The averaged student of every phase, by its number of steps."""
+    records: list[dict[str, float]]
+    """Metrics, one record per `tracking.log_every` steps."""
+
+
+@dataclass
+class _InlineHooks:
+    """Copies weights into the rollout student at every publication; a run may turn that off (`refresh`)."""
+
+    maker: StateMaker
+    expert: Expert
+    student_becomes_teacher: bool
+    refresh: bool = True
+    records: list[dict[str, float]] = field(default_factory=list)
+
+    def phase_started(self, step: int, learner: Learner) -> None:
+        weights = flatten_weights(learner.student.network)
+        first = learner.phase.index == 0
+        self.expert.enter(
+            learner.phase.index, weights if self.student_becomes_teacher and not first else None
+        )
+        self.maker.load_student(step, weights)
+
+    def publish(self, step: int, learner: Learner) -> None:
+        if self.refresh:
+            self.maker.load_student(step, flatten_weights(learner.student.network))
+        else:
+            self.maker.version = step
+
+    def log(self, record: dict[str, float]) -> None:
+        self.records.append(record)
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+    def should_stop(self, step: int) -> bool:
+        return False
+
+
+def distill_inline(
+    recipe: Recipe,
+    *,
+    teacher: DiffusionModel | None = None,
+    data: ImageData | None = None,
+    refresh: bool = True,
+) -> InlineResult:
+    """Run `recipe` in this process on the CPU.
+
+    Args:
+        recipe: the run.
+        teacher: in place of the config's.
+        data: in place of the config's.
+        refresh: False leaves rollouts with the student's first weights (for the ablation of syncing).
+    """
+    teacher = teacher or recipe.load_teacher()
+    data = data or recipe.load_data(teacher)
+    objective = recipe.objective(teacher.schedule)
+    plans = recipe.plans(len(objective.phases))
+    student = recipe.student_of(teacher)
+    autocast = PRECISIONS[recipe.config.trainer.precision]
+    expert = Expert(teacher, student.copy(), recipe.threshold(data.images), autocast)
+    maker = StateMaker(
+        objective,
+        teacher,
+        recipe.conditions(data),
+        images=data.images,
+        student=student.copy(),
+        expert=expert,
+        teacher_probability=recipe.config.states.mixed_teacher_probability,
+        autocast=autocast,
+    )
+    for frozen in (expert.student, maker.student, teacher):
+        assert frozen is not None
+        frozen.network.eval().requires_grad_(False)
+    hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
+    learner = Learner(student, objective, recipe.optimizer_settings())
+    blocks = {o: _blocks(recipe, o, plans, maker, expert) for o in recipe.priors.origins}
+    loop = TrainingLoop(
+        learner=learner,
+        plans=plans,
+        feeds={o: (lambda it=it: next(it)) for o, it in blocks.items()},
+        hooks=hooks,
+        settings=recipe.loop_settings(max_staleness=recipe.max_staleness(plans)),
+    )
+    loop.run()
+    return InlineResult(_rounds(student, learner), hooks.records)
+
+
+def _rounds(student: DiffusionModel, learner: Learner) -> dict[int, DiffusionModel]:
+    rounds = {}
+    for steps, weights in learner.rounds.items():
+        rounds[steps] = student.copy()
+        rounds[steps].network.load_state_dict(weights)
+        rounds[steps].network.eval().requires_grad_(False)
+    return rounds
+
+
+def _blocks(
+    recipe: Recipe, origin: Origin, plans: list[Any], maker: StateMaker, expert: Expert
+) -> Iterator[StateBatch]:
+    """The labelled blocks of `origin` in the order that the loop takes them."""
+    rows = recipe.rows_per_block(origin)
+    for phase, plan in enumerate(plans):
+        for index in range(plan.blocks(origin, rows)):
+            request = StateRequest(origin, phase, index, rows, recipe.config.seed)
+            with torch.no_grad():
+                yield expert.label(maker.objective, maker.make(request), "cpu")

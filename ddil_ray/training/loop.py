@@ -1,0 +1,224 @@
+"""The training loop, the same in one process and on every Ray Train worker.
+
+Per step: take the fresh blocks that the plan calls for into each source's replay buffer, draw the batch by the priors,
+check its age, update the student. Where blocks come from (`Feed`) and where weights, metrics and checkpoints go
+(`Hooks`) is the caller's matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ddil_ray.errors import StaleStateError
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.prior import ConsumptionPlan
+from ddil_ray.states.replay import ReplayBuffer
+from ddil_ray.training.learner import Learner
+
+__all__ = ["Feed", "Hooks", "LoopSettings", "TrainingLoop"]
+
+Feed = Callable[[], StateBatch]
+"""Gives the next block of labelled rows of one source, in order; blocks until it is there."""
+
+
+class Hooks(Protocol):
+    """What the loop tells the world."""
+
+    def phase_started(self, step: int, learner: Learner) -> None:
+        """A phase begins at global `step`, or training resumes there: publish student and, if new, teacher."""
+
+    def publish(self, step: int, learner: Learner) -> None:
+        """Make the weights after `step` updates available to rollouts."""
+
+    def log(self, record: dict[str, float]) -> None:
+        """Metrics of the steps since the last record."""
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Keep `state`, from which training goes on after `step` updates."""
+
+    def should_stop(self, step: int) -> bool:
+        """Whether to stop before doing `step`; the same answer on every rank."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The loop's own numbers; see the config groups of the same names."""
+
+    steps: int
+    """Per phase."""
+    sync_every: int
+    max_staleness: int
+    checkpoint_every: int
+    log_every: int
+    capacity: int
+    reuse: int
+    seed: int
+    rank: int = 0
+
+
+@dataclass
+class TrainingLoop:
+    """Trains `learner` through all phases from `step` on; `run` may be left early by `Hooks.should_stop`."""
+
+    learner: Learner
+    plans: list[ConsumptionPlan]
+    feeds: Mapping[Origin, Feed]
+    hooks: Hooks
+    settings: LoopSettings
+    step: int = 0
+    """Updates done so far, over all phases."""
+    _taken: dict[Origin, int] = field(default_factory=dict)
+    _waited_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.generator = torch.Generator().manual_seed(s.seed * 1009 + s.rank)
+        self.buffers = {
+            origin: ReplayBuffer(capacity=s.capacity, reuse=s.reuse, max_staleness=s.max_staleness)
+            for origin in self.feeds
+        }
+        self._taken = dict.fromkeys(self.feeds, 0)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.settings.steps * len(self.plans)
+
+    def run(self) -> bool:
+        """Train to the end; False where it was stopped early, after a checkpoint."""
+        resumed = self.step > 0
+        window = _Window()
+        while self.step < self.total_steps:
+            if self.hooks.should_stop(self.step):
+                self.hooks.checkpoint(self.step, self.state_dict())
+                return False
+            phase, local = divmod(self.step, self.settings.steps)
+            if local == 0 or resumed:
+                self._start_phase(phase, fresh=local == 0)
+                resumed = False
+            batch = self._next_batch(phase, local)
+            metrics = self.learner.update(batch)
+            self.step += 1
+            window.add(batch, metrics, self._staleness(batch))
+            self._after_step(phase, local, window)
+        self.hooks.checkpoint(self.step, self.state_dict())
+        return True
+
+    def _start_phase(self, phase: int, *, fresh: bool) -> None:
+        if fresh:
+            self.learner.start(self.learner.objective.phases[phase])
+            for origin, buffer in self.buffers.items():
+                buffer.clear()
+                self._taken[origin] = 0
+        self.hooks.phase_started(self.step, self.learner)
+
+    def _next_batch(self, phase: int, local: int) -> StateBatch:
+        plan, parts = self.plans[phase], []
+        for origin, count in plan.counts(local).items():
+            needed = int(plan.fresh(origin)[local])
+            while self._taken[origin] < needed:
+                started = time.perf_counter()
+                block = self.feeds[origin]()
+                self._waited_s += time.perf_counter() - started
+                self._check(block, origin, phase)
+                self.buffers[origin].add(block)
+                self._taken[origin] += len(block)
+            if count:
+                draw = self.buffers[origin].draw(count, step=self.step, generator=self.generator)
+                parts.append(draw)
+        batch = StateBatch.cat(parts)
+        oldest = self._staleness(batch)
+        if len(oldest) and int(oldest.max()) > self.settings.max_staleness:
+            raise StaleStateError(
+                f"`replay.max_staleness` must bound every state at {self.settings.max_staleness} steps, but one of "
+                f"{int(oldest.max())} steps reached step {self.step}. This is a fault of the library: please report it."
+            )
+        return batch
+
+    def _check(self, block: StateBatch, origin: Origin, phase: int) -> None:
+        """A block of another source or phase would silently give wrong targets."""
+        assert bool((block.origin == origin).all())
+        assert bool((block.phase == phase).all())
+
+    def _staleness(self, batch: StateBatch) -> torch.Tensor:
+        """Updates between each row's student weights and now; rows that used none are left out."""
+        return (self.step - batch.version)[batch.version >= 0]
+
+    def _after_step(self, phase: int, local: int, window: _Window) -> None:
+        s, end_of_phase = self.settings, local + 1 == self.settings.steps
+        if end_of_phase:
+            self.learner.finish()
+        elif (local + 1) % s.sync_every == 0:
+            self.hooks.publish(self.step, self.learner)
+        if (local + 1) % s.log_every == 0 or end_of_phase:
+            self.hooks.log(window.record(self, phase))
+        if self.step % s.checkpoint_every == 0 and self.step < self.total_steps:
+            self.hooks.checkpoint(self.step, self.state_dict())
+
+    def take_waited_s(self) -> float:
+        """Seconds spent waiting for blocks since the last call."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of this rank's state; blocks taken are whole, so streams resume at a block."""
+        return {
+            "step": self.step,
+            "learner": self.learner.state_dict(),
+            "rank": {
+                "generator": self.generator.get_state(),
+                "torch": torch.get_rng_state(),
+                "taken": {int(o): n for o, n in self._taken.items()},
+                "buffers": {int(o): b.state_dict() for o, b in self.buffers.items()},
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; the feeds must start at `blocks_taken`."""
+        self.step = state["step"]
+        self.learner.load_state_dict(state["learner"])
+        rank = state["rank"]
+        self.generator.set_state(rank["generator"])
+        torch.set_rng_state(rank["torch"])
+        for origin, buffer in self.buffers.items():
+            self._taken[origin] = rank["taken"][int(origin)]
+            buffer.load_state_dict(rank["buffers"][int(origin)])
+
+
+@dataclass
+class _Window:
+    """Metrics gathered between two records."""
+
+    started: float = field(default_factory=time.perf_counter)
+    rows: int = 0
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    staleness: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, batch: StateBatch, metrics: dict[str, float], staleness: torch.Tensor) -> None:
+        self.rows += len(batch)
+        self.staleness.append(staleness)
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append(value)
+
+    def record(self, loop: TrainingLoop, phase: int) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = max(now - self.started, 1e-9)
+        record = {name: sum(values) / len(values) for name, values in self.metrics.items()}
+        record |= {"step": loop.step, "total_steps": loop.total_steps, "phase": phase}
+        record["throughput/samples_per_s"] = self.rows / seconds
+        record["trainer/stall_share"] = min(1.0, loop.take_waited_s() / seconds)
+        ages = torch.cat(self.staleness)
+        if len(ages):
+            record["staleness/p50"] = float(ages.double().median())
+            record["staleness/max"] = float(ages.max())
+        for origin, buffer in loop.buffers.items():
+            record[f"replay/fill/{origin.label}"] = len(buffer)
+            record[f"replay/reuse/{origin.label}"] = buffer.drawn / max(1, buffer.received)
+            record[f"rows/dropped/{origin.label}"] = buffer.expired + buffer.evicted
+        self.started, self.rows, self.metrics, self.staleness = now, 0, {}, []
+        return record

@@ -1,0 +1,99 @@
+"""Makes labelled blocks: states of one source, and what the expert says of them, with the newest weights at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ddil_ray.diffusion.denoiser import Denoiser
+from ddil_ray.models.model import DiffusionModel
+from ddil_ray.objectives.objective import Objective
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
+
+from ddil_ray.diffusion.threshold import Threshold
+from ddil_ray.training.weights import FlatWeights, load_weights
+
+__all__ = ["Expert", "StateMaker"]
+
+USES_STUDENT = frozenset({Origin.STUDENT, Origin.MIXED})
+"""Origins whose states depend on student weights."""
+
+
+@dataclass
+class Expert:
+    """The teacher of the current phase: the given one, then each round's student."""
+
+    teacher: DiffusionModel
+    student: DiffusionModel
+    """Architecture of later teachers; its weights are replaced."""
+    threshold: Threshold
+    autocast: torch.dtype | None = None
+    phase: int = 0
+
+    def enter(self, phase: int, weights: FlatWeights | None) -> None:
+        """Become the teacher of `phase`; `weights` are the last round's student, or None for the given teacher."""
+        self.phase = phase
+        if weights is not None:
+            load_weights(self.student.network, weights)
+            self._promoted = True
+
+    _promoted: bool = field(default=False, init=False)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Guided only while it is the given teacher: a student has learnt its guidance."""
+        model = self.student if self._promoted else self.teacher
+        return model.expert(guided=not self._promoted, threshold=self.threshold, autocast=self.autocast)
+
+    @torch.no_grad()
+    def label(self, objective: Objective, states: StateBatch, device: torch.device | str) -> StateBatch:
+        """`states` with the objective's label, on the CPU."""
+        phase = objective.phases[self.phase]
+        label = objective.label(self.denoiser, states.to(device), phase)
+        return states.labelled(label.cpu())
+
+
+@dataclass
+class StateMaker:
+    """Makes the states of requests, holding only the networks that its origins need."""
+
+    objective: Objective
+    model: DiffusionModel
+    """Gives schedule and shape."""
+    conditions: Conditions
+    images: torch.Tensor | None = None
+    student: DiffusionModel | None = None
+    expert: Expert | None = None
+    teacher_probability: float = 0.5
+    autocast: torch.dtype | None = None
+    device: torch.device | str = "cpu"
+    version: int = -1
+    """Step at which the weights in `student` were published."""
+
+    def load_student(self, version: int, weights: FlatWeights) -> None:
+        """Take new student weights."""
+        assert self.student is not None
+        load_weights(self.student.network, weights)
+        self.version = version
+
+    def make(self, request: StateRequest) -> StateBatch:
+        """The states of `request`, without labels."""
+        context = SourceContext(
+            schedule=self.model.schedule,
+            sample_shape=self.model.sample_shape,
+            conditions=self.conditions,
+            images=self.images,
+            student=self._student_denoiser(),
+            teacher=self.expert.denoiser if self.expert is not None else None,
+            teacher_probability=self.teacher_probability,
+            device=self.device,
+        )
+        version = self.version if request.origin in USES_STUDENT else -1
+        return make_states(context, self.objective.phases[request.phase], request, version=version)
+
+    def _student_denoiser(self) -> Denoiser | None:
+        if self.student is None:
+            return None
+        return self.objective.student_denoiser(self.student.denoiser(autocast=self.autocast))

@@ -1,0 +1,218 @@
+"""From a validated config to the objects of a run; every process builds the same ones from the same config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ddil_ray.config import RunConfig
+from ddil_ray.data import ImageData, check_against_teacher, load_images
+from ddil_ray.diffusion.schedule import NoiseSchedule
+from ddil_ray.diffusion.threshold import THRESHOLDS, PerChannelThreshold, Threshold
+from ddil_ray.errors import ConfigError
+from ddil_ray.models import DiffusionModel, load_model, student_of
+from ddil_ray.objectives import OBJECTIVES, Objective
+from ddil_ray.states.batch import Origin
+from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
+from ddil_ray.states.source import Conditions
+from ddil_ray.training.learner import OptimizerSettings
+from ddil_ray.training.loop import LoopSettings
+
+__all__ = ["Recipe"]
+
+ROLE_OF_ORIGIN = {
+    Origin.FORWARD: "forward_states",
+    Origin.STUDENT: "student_rollouts",
+    Origin.TEACHER: "teacher_rollouts",
+    Origin.MIXED: "student_rollouts",
+}
+"""The config group that sizes each source's actors."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run's ingredients, made from `config` alone."""
+
+    config: RunConfig
+
+    # What needs neither data nor teacher -------------------------------------------------------------------------
+
+    @property
+    def guidance(self) -> tuple[float, float]:
+        """Range of w; equal ends where it is fixed."""
+        w = self.config.teacher.guidance
+        return (w, w) if isinstance(w, (int, float)) else (w[0], w[1])
+
+    @property
+    def student_guidance(self) -> float:
+        """The w that the exported student has, and that it is evaluated at."""
+        chosen = self.config.student.guidance
+        return sum(self.guidance) / 2 if chosen is None else chosen
+
+    @cached_property
+    def priors(self) -> SourcePriors:
+        """Source priors by origin."""
+        states = self.config.states
+        return SourcePriors({o: _prior(getattr(states, o.label)) for o in Origin})
+
+    def objective(self, schedule: NoiseSchedule) -> Objective:
+        """The method, for a teacher of `schedule`."""
+        settings = self.config.objective.model_dump(exclude={"type", "guidance_embedding"})
+        if self.config.objective.type == "lcm" and self.config.states.teacher_substeps is not None:
+            settings["teacher_substeps"] = self.config.states.teacher_substeps
+        return OBJECTIVES[self.config.objective.type](schedule, **settings)
+
+    def rows_per_block(self, origin: Origin) -> int:
+        """Rows that one request of `origin` makes."""
+        return int(getattr(self.config, ROLE_OF_ORIGIN[origin]).batch_size)
+
+    def plans(self, phases: int) -> list[ConsumptionPlan]:
+        """What one rank consumes in each phase."""
+        trainer = self.config.trainer
+        return [
+            ConsumptionPlan(
+                self.priors,
+                steps=trainer.steps,
+                batch_size=trainer.batch_size // trainer.num_workers,
+                seed=self.config.seed,
+                phase=phase,
+                reuse=self.config.replay.reuse,
+            )
+            for phase in range(phases)
+        ]
+
+    def max_staleness(self, plans: list[ConsumptionPlan]) -> int:
+        """The bound in steps: the configured one, or twice the smallest that cannot stall.
+
+        Raises:
+            ConfigError: the configured bound would make trainer and rollouts wait for each other for ever.
+        """
+        sync = self.config.sync.every
+        smallest = max(
+            plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync)
+            for plan in plans
+            for o in plan.origins
+            if o in (Origin.STUDENT, Origin.MIXED)
+        ) if self.uses_student_weights else sync
+        bound = self.config.replay.max_staleness
+        if bound is None:
+            return 2 * smallest
+        if bound < smallest:
+            raise ConfigError(
+                f"`replay.max_staleness` must be at least {smallest} steps here, but is {bound} instead: a block of "
+                f"`student_rollouts.batch_size` rows lasts {smallest - sync} steps, and weights are published every "
+                f"{sync}. Raise it, or lower `student_rollouts.batch_size` or `sync.every`."
+            )
+        return bound
+
+    @property
+    def uses_student_weights(self) -> bool:
+        """Whether any source rolls the student out."""
+        return bool({Origin.STUDENT, Origin.MIXED} & set(self.priors.origins))
+
+    @property
+    def uses_teacher_weights(self) -> bool:
+        """Whether any source rolls the teacher out."""
+        return bool({Origin.TEACHER, Origin.MIXED} & set(self.priors.origins))
+
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The learner's settings."""
+        t = self.config.trainer
+        return OptimizerSettings(
+            steps=t.steps,
+            lr=t.lr,
+            betas=(t.betas[0], t.betas[1]),
+            weight_decay=t.weight_decay,
+            warmup_steps=t.warmup_steps,
+            decay=t.decay,
+            clip_norm=t.clip_norm,
+            ema_decay=t.ema_decay,
+            accumulate=t.accumulate,
+            precision=t.precision,
+        )
+
+    def loop_settings(self, *, max_staleness: int, rank: int = 0) -> LoopSettings:
+        """The loop's settings."""
+        c = self.config
+        return LoopSettings(
+            steps=c.trainer.steps,
+            sync_every=c.sync.every,
+            max_staleness=max_staleness,
+            checkpoint_every=c.checkpoint.every,
+            log_every=c.tracking.log_every,
+            capacity=c.replay.capacity,
+            reuse=c.replay.reuse,
+            seed=c.seed,
+            rank=rank,
+        )
+
+    # What reads the teacher or the data --------------------------------------------------------------------------
+
+    def load_teacher(self) -> DiffusionModel:
+        """The teacher, on the CPU.
+
+        Raises:
+            ConfigError: it cannot be loaded, or cannot be guided as asked.
+        """
+        teacher = load_model(self.config.teacher.model, weights=self.config.teacher.weights)
+        if max(self.guidance) > 0 and teacher.null_cond is None:
+            raise ConfigError(
+                f"`teacher.guidance` must be 0 for a teacher without an unconditional class, but is "
+                f"{self.config.teacher.guidance} instead. Set `teacher.guidance=0`."
+            )
+        return teacher
+
+    def student_of(self, teacher: DiffusionModel) -> DiffusionModel:
+        """A new student of `teacher`."""
+        embedded = bool(getattr(self.config.objective, "guidance_embedding", False))
+        return student_of(teacher, guidance_embedding=embedded)
+
+    def load_data(self, teacher: DiffusionModel) -> ImageData:
+        """The training images, checked against the teacher.
+
+        Raises:
+            DataError: unreadable, or not what the teacher was made for.
+        """
+        source = self.config.data
+        data = load_images(
+            source.source,
+            format=source.format,
+            image_column=source.image_column,
+            label_column=source.label_column,
+            image_size=source.image_size,
+        )
+        guided = max(self.guidance) > 0
+        check_against_teacher(
+            data,
+            sample_shape=teacher.sample_shape,
+            num_classes=teacher.null_cond if guided else teacher.num_conditions,
+            batch_size=self.config.trainer.batch_size,
+        )
+        return data
+
+    def conditions(self, data: ImageData) -> Conditions:
+        """Conditions as frequent as in the data."""
+        return Conditions(data.labels, self.guidance)
+
+    def threshold(self, images: Tensor) -> Threshold:
+        """The teacher's threshold, calibrated on `images` where it is per channel."""
+        config = self.config.threshold
+        settings = {
+            "none": {},
+            "static": {"bound": config.bound},
+            "dynamic": {"bound": config.bound, "quantile": config.quantile},
+        }
+        if config.mode == "per_channel":
+            return PerChannelThreshold.fit(images, quantile=config.quantile, margin=config.margin)
+        return THRESHOLDS[config.mode](**settings[config.mode])
+
+
+def _prior(value: object) -> Prior:
+    if isinstance(value, (int, float)):
+        return Prior(float(value), float(value))
+    return Prior(value.start, value.end, value.ramp, value.over)  # type: ignore[attr-defined]
+
+
