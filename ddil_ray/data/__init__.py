@@ -1,0 +1,77 @@
+"""Training images. To add a format: a module with a loader, and a row in `_LOADERS`.
+
+Everything is held in memory once per node (shared through Ray's object store): fine up to some gigabytes of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddil_ray.data.folder import load_folder
+from ddil_ray.data.images import ImageData, check_against_teacher
+from ddil_ray.data.parquet import load_parquet
+from ddil_ray.errors import DataError
+
+__all__ = ["BUILTIN", "ImageData", "check_against_teacher", "load_images"]
+
+
+def _digits() -> ImageData:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI, CC BY 4.0)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy((bunch.images / 8 - 1).astype(np.float32))[:, None]
+    return ImageData(images, torch.from_numpy(bunch.target.astype(np.int64)), "digits")
+
+
+BUILTIN: dict[str, Callable[[], ImageData]] = {"digits": _digits}
+"""Data that comes with installed packages."""
+
+
+def _builtin(source: str, **_: Any) -> ImageData:
+    if source not in BUILTIN:
+        raise DataError(f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r}.")
+    return BUILTIN[source]()
+
+
+_LOADERS: dict[str, Callable[..., ImageData]] = {
+    "builtin": _builtin,
+    "folder": lambda source, image_size, **_: load_folder(source, image_size=image_size),
+    "parquet": load_parquet,
+}
+
+
+def load_images(
+    source: str,
+    *,
+    format: str = "auto",
+    image_column: str = "image",
+    label_column: str | None = "label",
+    image_size: int | None = None,
+) -> ImageData:
+    """Read training images; see `ddil_ray.config.groups.Data`.
+
+    Raises:
+        DataError: anything wrong with them, in one message.
+    """
+    return _LOADERS[_detect(source) if format == "auto" else format](
+        source, image_column=image_column, label_column=label_column, image_size=image_size
+    )
+
+
+def _detect(source: str) -> str:
+    if source in BUILTIN:
+        return "builtin"
+    if source.rstrip("/").endswith(".parquet"):
+        return "parquet"
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(source)
+        return "parquet" if any(p.endswith(".parquet") for p in fs.find(root)) else "folder"
+    except (OSError, ValueError, ImportError):
+        return "folder"

@@ -1,0 +1,45 @@
+"""Images in a folder: one subfolder per class, or all in one without classes."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import fsspec
+import torch
+
+from ddil_ray.data.images import ImageData
+from ddil_ray.data.pixels import decode_image, stack_images
+from ddil_ray.errors import DataError
+
+__all__ = ["load_folder"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def load_folder(source: str, *, image_size: int | None) -> ImageData:
+    """Read every image under `source` (a path or fsspec URL); classes are the subfolders in alphabetical order.
+
+    Raises:
+        DataError: no such folder, no image in it, or one that cannot be read.
+    """
+    try:
+        fs, root = fsspec.core.url_to_fs(source)
+        paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in _SUFFIXES)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None
+    if not paths:
+        raise DataError(
+            f"`data.source` must be a folder with images ({', '.join(sorted(_SUFFIXES))}), but {source!r} "
+            f"{'holds none' if fs.exists(root) else 'does not exist'}."
+        )
+    images = [decode_image(fs.cat_file(p), name=p, image_size=image_size) for p in paths]
+    below = [PurePosixPath(p).relative_to(PurePosixPath(root)).parts[:-1] for p in paths]
+    classes = sorted({parts[0] for parts in below if parts})
+    flat = any(not parts for parts in below)
+    if flat and classes:
+        raise DataError(
+            f"`data.source` must hold its images either all in class folders or all in one folder, but {source!r} has "
+            f"both (class folders {', '.join(classes[:3])}). Move them."
+        )
+    labels = [-1 if flat else classes.index(parts[0]) for parts in below]
+    return ImageData(stack_images(images, paths), torch.tensor(labels), source)

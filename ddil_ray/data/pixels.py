@@ -1,0 +1,54 @@
+"""From encoded images to float tensors in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ddil_ray.errors import DataError
+
+__all__ = ["decode_image", "stack_images"]
+
+_GREY_MODES = {"1", "L", "I;16"}
+
+
+def decode_image(content: bytes, *, name: str, image_size: int | None) -> Tensor:
+    """(C, H, W) float32 in [-1, 1] from an encoded image; grey images have one channel, others three.
+
+    With `image_size` the centre square is cropped and resized to it.
+
+    Raises:
+        DataError: not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            picture = opened.convert("L" if opened.mode in _GREY_MODES else "RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError) as error:
+        raise DataError(
+            f"`data.source` must hold readable images, but {name} is not one ({error}). Remove or replace it."
+        ) from None
+    if image_size is not None:
+        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(pixels.reshape(picture.height, picture.width, -1)).movedim(-1, 0).contiguous()
+
+
+def stack_images(images: list[Tensor], names: list[str]) -> Tensor:
+    """(N, C, H, W) of equal images.
+
+    Raises:
+        DataError: none, or of several shapes; names the first that differs.
+    """
+    if not images:
+        raise DataError("`data.source` must hold at least one image, but holds none. Check the path and the format.")
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"`data.source` must hold images of one shape, but {names[0]} is {tuple(images[0].shape)} and {name} "
+                f"is {tuple(image.shape)}. Set `data.image_size` to resize them."
+            )
+    return torch.stack(images)
