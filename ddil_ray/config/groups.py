@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
@@ -43,9 +44,7 @@ class Group(BaseModel):
 class Teacher(Group):
     """The pretrained model that is distilled."""
 
-    model: str = Field(
-        description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory"
-    )
+    model: str = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
     weights: str | None = Field(None, description="safetensors file for a factory's network")
     guidance: NonNegative | tuple[NonNegative, NonNegative] = Field(
         0.0, description="w of D_c + w (D_c - D_u), or a range [low, high]; 0 is no guidance"
@@ -87,7 +86,7 @@ class Pd(Group):
     @model_validator(mode="after")
     def _grids_divide(self) -> Pd:
         grids = [self.teacher_steps, *self.student_steps]
-        for before, after in zip(grids, grids[1:], strict=False):
+        for before, after in itertools.pairwise(grids):
             if after >= before or before % after:
                 raise ValueError(
                     f"student_steps must each divide the steps before them and be fewer, but {after} follows "
@@ -175,7 +174,8 @@ class Replay(Group):
     capacity: Count = Field(8192, description="rows per source and worker")
     reuse: Count = Field(1, description="times each row is trained on")
     max_staleness: Count | None = Field(
-        None, description="oldest student weights a row may come from, in steps; default: what cannot stall, twice"
+        None,
+        description="oldest student weights a row may come from, in steps; default: what cannot stall, twice",
     )
 
 

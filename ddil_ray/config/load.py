@@ -121,7 +121,9 @@ def _locate(node: yaml.Node, path: Path_, source: str, places: dict[Path_, str])
     for key, value in node.value:
         name, line = str(key.value), f"{source}:{key.start_mark.line + 1}"
         if name in seen:
-            raise ConfigError(f"`{'.'.join(map(str, (*path, name)))}` must be given once, but is given again at {line}.")
+            raise ConfigError(
+                f"`{'.'.join(map(str, (*path, name)))}` must be given once, but is given again at {line}."
+            )
         seen.add(name)
         places[(*path, name)] = line
         _locate(value, (*path, name), source, places)

@@ -19,9 +19,7 @@ from ddil_ray.errors import DataError
 __all__ = ["load_parquet"]
 
 
-def load_parquet(
-    source: str, *, image_column: str, label_column: str | None, image_size: int | None
-) -> ImageData:
+def load_parquet(source: str, *, image_column: str, label_column: str | None, image_size: int | None) -> ImageData:
     """Read a Parquet file or a folder of them (a path or fsspec URL).
 
     Raises:

@@ -70,9 +70,7 @@ class Guided:
         if not bool(w.any()):
             return self.denoiser(x_t, t, cond, w)
         both = torch.cat([cond, torch.full_like(cond, self.null_cond)])
-        x_0, x_0_null = self.denoiser(
-            torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.cat([w, w])
-        ).chunk(2)
+        x_0, x_0_null = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.cat([w, w])).chunk(2)
         return x_0 + expand_to(w, x_0).to(x_0.dtype) * (x_0 - x_0_null)
 
 

@@ -44,17 +44,13 @@ _FROM_X0: dict[Prediction, _Convert] = {
 }
 
 
-def to_x0(
-    output: Tensor, x_t: Tensor, t: Tensor, *, prediction: Prediction, schedule: NoiseSchedule
-) -> Tensor:
+def to_x0(output: Tensor, x_t: Tensor, t: Tensor, *, prediction: Prediction, schedule: NoiseSchedule) -> Tensor:
     """The x_0 that `output` (B, ...) means at state `x_t` (B, ...) and time `t` (B,), in the dtype of `x_t`."""
     alpha, sigma = levels(schedule, t, x_t)
     return _TO_X0[prediction](output.double(), x_t.double(), alpha, sigma).to(x_t.dtype)
 
 
-def from_x0(
-    x_0: Tensor, x_t: Tensor, t: Tensor, *, prediction: Prediction, schedule: NoiseSchedule
-) -> Tensor:
+def from_x0(x_0: Tensor, x_t: Tensor, t: Tensor, *, prediction: Prediction, schedule: NoiseSchedule) -> Tensor:
     """The network output that means `x_0` (B, ...) at `x_t`; sigma(t) must be positive except for `sample`."""
     alpha, sigma = levels(schedule, t, x_t)
     return _FROM_X0[prediction](x_0.double(), x_t.double(), alpha, sigma).to(x_t.dtype)

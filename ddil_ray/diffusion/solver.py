@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -40,9 +41,7 @@ def ddim_step(x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor, schedule: NoiseSch
     return (ratio * x_t.double() + (alpha_s - alpha_t * ratio) * x_0.double()).to(x_t.dtype)
 
 
-def renoise_step(
-    x_0: Tensor, s: Tensor, schedule: NoiseSchedule, generator: torch.Generator | None
-) -> Tensor:
+def renoise_step(x_0: Tensor, s: Tensor, schedule: NoiseSchedule, generator: torch.Generator | None) -> Tensor:
     """Multistep consistency step: x_s = alpha_s x_0 + sigma_s z with fresh z; x_0 itself where sigma_s = 0.
 
     Source: Luo et al. 2023, arXiv:2310.04378, algorithm 3.
@@ -91,7 +90,7 @@ def mean_x0(
     times = times_between(t, s, substeps)
     x, total, weights = x_t, torch.zeros_like(x_t, dtype=torch.float64), []
     whole = rho(schedule, s) - rho(schedule, t)
-    for now, following in zip(times, times[1:], strict=False):
+    for now, following in itertools.pairwise(times):
         x_0 = denoiser(x, now, cond, w)
         weight = (rho(schedule, following) - rho(schedule, now)) / whole
         weight = torch.where(whole.isinf(), (following == s).double(), weight)

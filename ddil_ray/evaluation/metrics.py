@@ -15,7 +15,14 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-__all__ = ["PairedDifference", "energy_distance", "frechet_distance", "paired_difference", "paired_error", "prdc"]
+__all__ = [
+    "PairedDifference",
+    "energy_distance",
+    "frechet_distance",
+    "paired_difference",
+    "paired_error",
+    "prdc",
+]
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

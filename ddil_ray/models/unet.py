@@ -84,7 +84,7 @@ class UNetNetwork(nn.Module):
         embedding = self.unet.time_embedding
         state = self.unet.state_dict()
         if isinstance(embedding, _GuidedTimeEmbedding):
-            linear = embedding.inner.linear_1
+            linear: Any = embedding.inner.linear_1
             bias = linear.bias + linear.weight @ embedding.offset(torch.tensor([w]).to(linear.bias))[0]
             state.pop("time_embedding.projection.weight")
             state = {k.replace("time_embedding.inner.", "time_embedding."): v for k, v in state.items()}

@@ -68,7 +68,7 @@ class LatentConsistency:
         self.sigma_data, self.timestep_scaling = sigma_data, timestep_scaling
         self._average = get_ema_multi_avg_fn(ema_decay)
         self._target: nn.Module | None = None
-        self.phases = (
+        self.phases: tuple[Phase, ...] = (
             Phase(
                 index=0,
                 student_steps=student_steps,
@@ -107,11 +107,11 @@ class LatentConsistency:
         spread = float(predicted.detach().std(0).mean()) if len(batch) > 1 else 0.0
         return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread})
 
-    @torch.no_grad()
     def after_update(self, student: nn.Module) -> None:
         """Move the target network towards the student."""
         assert self._target is not None
-        self._average(list(self._target.parameters()), list(student.parameters()), 0)
+        with torch.no_grad():
+            self._average(list(self._target.parameters()), list(student.parameters()), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The target network."""

@@ -17,6 +17,7 @@ from ddil_ray.training.recipe import ROLE_OF_ORIGIN
 
 __all__ = ["StreamSplit", "stream_factory"]
 
+
 def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
     """What Ray Train calls at every start of the worker group to get the stream of `origin`.
 
@@ -76,7 +77,7 @@ def _configure(dataset: Dataset) -> None:
     context.print_on_execution_start = False
 
 
-class StreamSplit(DataConfig):
+class StreamSplit(DataConfig):  # type: ignore[misc]
     """Gives block k of every stream to rank k mod W, at once.
 
     Ray's own splitting holds rows back to make ranks equal and prefers local blocks; with the bounded, ordered streams

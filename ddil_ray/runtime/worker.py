@@ -107,7 +107,7 @@ class _Reader:
             for block in self._blocks():
                 self._queue.put(block)
             self._queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the trainer's thread, which raises it
+        except BaseException as error:
             self._queue.put(error)
 
     def _blocks(self) -> Iterator[StateBatch]:

@@ -109,7 +109,6 @@ class ConsumptionPlan:
     def smallest_staleness(self, origin: Origin, *, rows: int, sync_every: int) -> int:
         """Least bound (in steps) that cannot stall: the longest block's span plus the wait for a publication."""
         spans = [
-            self.last_step(origin, j, rows) - self.first_step(origin, j, rows)
-            for j in range(self.blocks(origin, rows))
+            self.last_step(origin, j, rows) - self.first_step(origin, j, rows) for j in range(self.blocks(origin, rows))
         ]
         return max(spans, default=0) + sync_every

@@ -36,13 +36,9 @@ class Policy:
         """The estimate (B, ...) with which this policy goes from `t` to `s`."""
         if self.substeps == 1:
             return self.denoiser(x_t, t, cond, w)
-        return mean_x0(
-            self.denoiser, x_t, t, s, cond=cond, w=w, schedule=self.schedule, substeps=self.substeps
-        )
+        return mean_x0(self.denoiser, x_t, t, s, cond=cond, w=w, schedule=self.schedule, substeps=self.substeps)
 
-    def move(
-        self, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def move(self, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
         """The state (B, ...) at `s`."""
         return TRANSITIONS[self.transition](x_t, x_0, t, s, self.schedule, generator)
 
@@ -102,18 +98,14 @@ def rollout(
             row, column = ((wanted[part] < now) & (wanted[part] > following)).nonzero(as_tuple=True)
             if len(row):
                 between = wanted[part][row, column]
-                states[part[row], column] = policy.move(
-                    here[0][row], x_0[row], here[1][row], between, generator
-                )
+                states[part[row], column] = policy.move(here[0][row], x_0[row], here[1][row], between, generator)
         row, column = (wanted == following).nonzero(as_tuple=True)
         states[row, column] = x_next[row]
         x = x_next
     return states
 
 
-def _parts(
-    policies: tuple[Policy, ...], choose: Choose | None, stage: int, x: Tensor
-) -> list[tuple[Policy, Tensor]]:
+def _parts(policies: tuple[Policy, ...], choose: Choose | None, stage: int, x: Tensor) -> list[tuple[Policy, Tensor]]:
     """Which rows each policy moves at this stage; only policies with rows."""
     everyone = torch.arange(len(x), device=x.device)
     if len(policies) == 1 or choose is None:

@@ -182,9 +182,7 @@ SOURCES: dict[Origin, Callable[[SourceContext, Phase, StateRequest], States]] = 
 """Every source by the origin it marks its states with."""
 
 
-def make_states(
-    context: SourceContext, phase: Phase, request: StateRequest, *, version: int
-) -> StateBatch:
+def make_states(context: SourceContext, phase: Phase, request: StateRequest, *, version: int) -> StateBatch:
     """The rows of `request`, not yet labelled, on the CPU. `version` is -1 where no student weights are used."""
     x_t, t, cond, w = SOURCES[request.origin](context, phase, request)
     rows = len(t)

@@ -47,9 +47,7 @@ class _InlineHooks:
     def phase_started(self, step: int, learner: Learner) -> None:
         weights = flatten_weights(learner.student.network)
         first = learner.phase.index == 0
-        self.expert.enter(
-            learner.phase.index, weights if self.student_becomes_teacher and not first else None
-        )
+        self.expert.enter(learner.phase.index, weights if self.student_becomes_teacher and not first else None)
         self.maker.load_student(step, weights)
 
     def publish(self, step: int, learner: Learner) -> None:
@@ -109,7 +107,7 @@ def distill_inline(
     loop = TrainingLoop(
         learner=learner,
         plans=plans,
-        feeds={o: (lambda it=it: next(it)) for o, it in blocks.items()},
+        feeds={o: it.__next__ for o, it in blocks.items()},
         hooks=hooks,
         settings=recipe.loop_settings(max_staleness=recipe.max_staleness(plans)),
     )

@@ -118,7 +118,8 @@ class Learner:
         """
         batch = batch.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        per_row, metrics = [], {}
+        per_row: list[torch.Tensor] = []
+        metrics: dict[str, float] = {}
         parts = torch.arange(len(batch)).chunk(self.settings.accumulate)
         for i, rows in enumerate(parts):
             last = i == len(parts) - 1
@@ -137,7 +138,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        lr = self.scheduler.get_last_lr()[0]
+        lr = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         self.ema.update_parameters(self.student.network)
         self.objective.after_update(self.student.network)

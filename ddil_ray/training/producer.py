@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from ddil_ray.diffusion.denoiser import Denoiser
+from ddil_ray.diffusion.threshold import Threshold
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.objectives.objective import Objective
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
-
-from ddil_ray.diffusion.threshold import Threshold
 from ddil_ray.training.weights import FlatWeights, load_weights
 
 __all__ = ["Expert", "StateMaker"]

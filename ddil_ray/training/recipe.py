@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ddil_ray.config import RunConfig
@@ -91,12 +90,16 @@ class Recipe:
             ConfigError: the configured bound would make trainer and rollouts wait for each other for ever.
         """
         sync = self.config.sync.every
-        smallest = max(
-            plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync)
-            for plan in plans
-            for o in plan.origins
-            if o in (Origin.STUDENT, Origin.MIXED)
-        ) if self.uses_student_weights else sync
+        smallest = (
+            max(
+                plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync)
+                for plan in plans
+                for o in plan.origins
+                if o in (Origin.STUDENT, Origin.MIXED)
+            )
+            if self.uses_student_weights
+            else sync
+        )
         bound = self.config.replay.max_staleness
         if bound is None:
             return 2 * smallest
@@ -214,5 +217,3 @@ def _prior(value: object) -> Prior:
     if isinstance(value, (int, float)):
         return Prior(float(value), float(value))
     return Prior(value.start, value.end, value.ramp, value.over)  # type: ignore[attr-defined]
-
-

@@ -1,0 +1,1 @@
+"""Training without Ray: recipe (config to objects), producer (labelled states), learner (update), loop (what when)."""
