@@ -7,6 +7,7 @@ __all__ = [
     "DataError",
     "DdilError",
     "RunFailedError",
+    "RunStoppedError",
     "ShapeError",
     "StaleStateError",
 ]
@@ -35,6 +36,14 @@ class StaleStateError(DdilError, RuntimeError):
     """A rollout state older than the staleness bound reached the trainer."""
 
     exit_code = 1
+
+
+class RunStoppedError(DdilError, RuntimeError):
+    """A run that a signal ended after a last checkpoint; commands exit with 128 + the signal's number."""
+
+    def __init__(self, message: str, *, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
 
 
 class RunFailedError(DdilError, RuntimeError):

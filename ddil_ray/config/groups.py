@@ -254,7 +254,7 @@ class Checkpoint(Group):
 class Tracking(Group):
     """MLflow, and how often metrics are recorded."""
 
-    enabled: bool = True
+    tracker: Literal["mlflow", "none"] = "mlflow"
     uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
     experiment: str = "ddil-ray"
     log_every: Count = 10

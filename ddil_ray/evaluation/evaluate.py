@@ -6,31 +6,17 @@ noises come from a seed of their own and are never those of training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddil_ray.data import ImageData
-from ddil_ray.diffusion.denoiser import Denoiser
-from ddil_ray.diffusion.schedule import NoiseSchedule
-from ddil_ray.diffusion.solver import sample
-from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.evaluation.features import FeatureNetwork, train_features
 from ddil_ray.evaluation.metrics import frechet_distance, paired_error, prdc
+from ddil_ray.evaluation.samplers import Sampler
 
-__all__ = ["Benchmark", "Sampler"]
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A few-step sampler to be measured."""
-
-    denoiser: Denoiser
-    times: Tensor
-    transition: str
-    w: float = 0.0
+__all__ = ["Benchmark"]
 
 
 class Benchmark:
@@ -38,13 +24,10 @@ class Benchmark:
 
     Args:
         data: real images.
-        teacher: the guided, thresholded teacher.
-        schedule: of the teacher.
+        reference: sampler of the teacher with many steps.
         num_samples: samples per measurement.
-        teacher_steps: DDIM steps of the reference samples.
         seed: of all noises here.
         batch_size: samples per network pass.
-        w: guidance of the teacher's references.
         features: trained on `data` unless given.
     """
 
@@ -52,23 +35,19 @@ class Benchmark:
         self,
         data: ImageData,
         *,
-        teacher: Denoiser,
-        schedule: NoiseSchedule,
+        reference: Sampler,
         num_samples: int,
-        teacher_steps: int,
         seed: int,
         batch_size: int = 256,
-        w: float = 0.0,
         features: FeatureNetwork | None = None,
     ) -> None:
-        self.schedule, self.batch_size, self.seed = schedule, batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self.features = features or train_features(data)
         self._generator = torch.Generator().manual_seed(seed)
         self.noise, self.cond = self._draw(data, num_samples)
         other_noise, other_cond = self._draw(data, num_samples)
-        reference = Sampler(teacher, uniform_grid(teacher_steps), "ddim", w)
-        self.teacher_paired = self._sample(reference, self.noise, self.cond)
-        self.teacher_held_out = self._sample(reference, other_noise, other_cond)
+        self.teacher_paired = self.samples(reference)
+        self.teacher_held_out = reference(other_noise, other_cond, seed=seed + 1, batch_size=batch_size)
         self._data_features = self.features(data.images)
         self._teacher_features = self.features(self.teacher_held_out)
 
@@ -76,26 +55,9 @@ class Benchmark:
         noise = torch.randn(rows, *data.images.shape[1:], generator=self._generator)
         return noise, data.labels[torch.randint(len(data), (rows,), generator=self._generator)]
 
-    def _sample(self, sampler: Sampler, noise: Tensor, cond: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        parts = [
-            sample(
-                sampler.denoiser,
-                z,
-                times=sampler.times,
-                cond=c,
-                w=torch.full((len(z),), sampler.w),
-                schedule=self.schedule,
-                transition=sampler.transition,
-                generator=generator,
-            )
-            for z, c in zip(noise.split(self.batch_size), cond.split(self.batch_size), strict=True)
-        ]
-        return torch.cat(parts).clamp(-1, 1)
-
     def samples(self, sampler: Sampler) -> Tensor:
         """(N, C, H, W) samples from the fixed noises."""
-        return self._sample(sampler, self.noise, self.cond)
+        return sampler(self.noise, self.cond, seed=self.seed, batch_size=self.batch_size)
 
     def measure(self, samples: Tensor) -> dict[str, float]:
         """Scores of samples made from the fixed noises; `*_data` against data, `*_teacher` against held-out teacher.

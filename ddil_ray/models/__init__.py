@@ -11,22 +11,21 @@ name that the family's denoiser has in model_index.json.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import tempfile
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from ddil_ray.errors import ConfigError
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
-from ddil_ray.models.unet import UNetNetwork, load_unet
 
 __all__ = ["PIPELINE_LOADERS", "DiffusionModel", "load_model", "student_of"]
 
-PIPELINE_LOADERS: dict[str, Callable[[Path], DiffusionModel]] = {"UNet2DModel": load_unet}
-"""Loader of a pipeline folder by the class of its denoiser."""
+PIPELINE_LOADERS: dict[str, str] = {"UNet2DModel": "ddil_ray.models.unet:load_unet"}
+"""Loader of a pipeline folder, as `module:function`, by the class of its denoiser; imported when it is needed."""
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -62,12 +61,14 @@ def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> 
     student.network.train()
     if not guidance_embedding:
         return student
-    if not isinstance(student.network, UNetNetwork):
+    if student.family != "unet":
         raise ConfigError(
             "`objective.guidance_embedding` must be false for a teacher given as a factory: build the embedding into "
             "the factory's network, which is passed w."
         )
-    return student.with_network(UNetNetwork(student.network.unet, guidance_embedding=True))
+    from ddil_ray.models.unet import with_guidance_embedding
+
+    return with_guidance_embedding(student)
 
 
 def _load_builtin(name: str) -> DiffusionModel:
@@ -94,7 +95,9 @@ def _load_folder(folder: Path) -> DiffusionModel:
     classes = [entry[1] for entry in components.values() if isinstance(entry, list)]
     for name, loader in PIPELINE_LOADERS.items():
         if name in classes:
-            return loader(folder)
+            module, _, function = loader.partition(":")
+            model: DiffusionModel = getattr(importlib.import_module(module), function)(folder)
+            return model
     raise ConfigError(
         f"`teacher.model` must hold one of {', '.join(PIPELINE_LOADERS)}, but {folder} holds "
         f"{', '.join(map(str, classes)) or 'no component'} instead."

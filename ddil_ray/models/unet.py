@@ -16,7 +16,7 @@ from ddil_ray.diffusion.schedule import schedule_from_diffusers
 from ddil_ray.errors import ConfigError
 from ddil_ray.models.model import DiffusionModel
 
-__all__ = ["UNetNetwork", "load_unet", "new_unet", "unet_model"]
+__all__ = ["UNetNetwork", "load_unet", "new_unet", "unet_model", "with_guidance_embedding"]
 
 _GUIDANCE_CHANNELS = 64
 
@@ -124,12 +124,18 @@ def unet_model(
     )
 
 
+def with_guidance_embedding(model: DiffusionModel) -> DiffusionModel:
+    """`model` around the same network, which now also reads w and does not yet heed it."""
+    assert isinstance(model.network, UNetNetwork)
+    return model.with_network(UNetNetwork(model.network.unet, guidance_embedding=True))
+
+
 def load_unet(folder: Path) -> DiffusionModel:
     """Read a pipeline folder that has `unet/` (UNet2DModel) and `scheduler/`."""
     scheduler = folder / "scheduler" / "scheduler_config.json"
     try:
         config = json.loads(scheduler.read_text())
-        unet = UNet2DModel.from_pretrained(folder / "unet")
+        unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {error}. "

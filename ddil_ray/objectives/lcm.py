@@ -48,6 +48,7 @@ class LatentConsistency:
     """
 
     student_becomes_teacher = False
+    fixed_steps = False
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class LatentConsistency:
         sigma_data: float = 0.5,
         timestep_scaling: float = 10.0,
     ) -> None:
-        self.schedule, self.step = schedule, skip / solver_steps
+        self.schedule, self.solver_steps, self.step = schedule, solver_steps, skip / solver_steps
         self.elementwise, self.huber_c = LCM_LOSSES[loss], huber_c
         self.sigma_data, self.timestep_scaling = sigma_data, timestep_scaling
         self._average = get_ema_multi_avg_fn(ema_decay)
@@ -78,6 +79,10 @@ class LatentConsistency:
                 teacher_substeps=teacher_substeps,
             ),
         )
+
+    def sampling_times(self, steps: int) -> Tensor:
+        """Times of diffusers' LCMScheduler on this solver grid."""
+        return consistency_grid(self.solver_steps, steps)
 
     def student_denoiser(self, network: NetworkDenoiser) -> Denoiser:
         """The consistency function f."""

@@ -34,6 +34,11 @@ class Objective(Protocol):
     """In order of training; each starts from the student of the one before."""
     student_becomes_teacher: bool
     """Whether each phase after the first is taught by the student of the one before, without guidance."""
+    fixed_steps: bool
+    """Whether a student samples well only with the number of steps that its phase was trained for."""
+
+    def sampling_times(self, steps: int) -> Tensor:
+        """(steps + 1,) times from 1 to 0 at which a student of this method samples."""
 
     def student_denoiser(self, network: NetworkDenoiser) -> Denoiser:
         """The student as this method parameterises it."""

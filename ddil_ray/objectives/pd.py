@@ -42,6 +42,7 @@ class ProgressiveDistillation:
     """
 
     student_becomes_teacher = True
+    fixed_steps = True
 
     def __init__(
         self,
@@ -64,6 +65,10 @@ class ProgressiveDistillation:
             )
             for round_, steps in enumerate(student_steps)
         )
+
+    def sampling_times(self, steps: int) -> Tensor:
+        """The uniform grid of a round."""
+        return uniform_grid(steps)
 
     def student_denoiser(self, network: NetworkDenoiser) -> Denoiser:
         """The network as it is."""

@@ -46,6 +46,7 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
     if address is None:
         cpus = sum(d.count * d.cpus for d in demands(config))
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this process can reach it
+        os.environ.setdefault("RAY_maximum_startup_concurrency", "16")  # else it warns of its own processes
         options |= {
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, int(-(-cpus // 1)) + 1),

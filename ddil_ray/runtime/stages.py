@@ -7,47 +7,25 @@ step that the trainer resumed at, waits for admission, takes newer weights if th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import ray
 import torch
 
-from ddil_ray.config import RunConfig
 from ddil_ray.models import DiffusionModel
+from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
 from ddil_ray.training.learner import PRECISIONS
 from ddil_ray.training.producer import USES_STUDENT, Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
 
-__all__ = ["LabelStage", "RunContext", "StateStage", "best_device", "stream_blocks"]
-
-Columns = dict[str, np.ndarray]
+__all__ = ["LabelStage", "StateStage", "best_device", "stream_blocks"]
 
 
 def best_device() -> torch.device:
-    """CUDA where this process can see one (Ray hides those it was not given), else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What every actor of a run gets."""
-
-    config: dict[str, Any]
-    hub: Any
-    images: Any
-    """Reference to the (N, C, H, W) float32 training images."""
-    labels: Any
-    """Reference to the (N,) int64 condition ids."""
-    max_staleness: int
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The run's recipe."""
-        return Recipe(RunConfig.model_validate(self.config))
+    """CUDA where Ray gave this process a GPU or a share of one, else the CPU."""
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray.data
+import ray
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+from ray.data.read_api import from_blocks
 from ray.train import DataConfig
 
-from ddil_ray.config import Role
-from ddil_ray.runtime.stages import LabelStage, RunContext, StateStage, stream_blocks
-from ddil_ray.states.batch import Origin
-from ddil_ray.training.recipe import ROLE_OF_ORIGIN
+from ddil_ray.runtime.context import RunContext, StageCall
+
+if TYPE_CHECKING:
+    from ddil_ray.config import Role
+    from ddil_ray.states.batch import Origin
 
 __all__ = ["StreamSplit", "stream_factory"]
 
@@ -26,20 +28,22 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
     """
 
     def build() -> Dataset:
+        from ddil_ray.runtime.stages import stream_blocks
+
         recipe = context.recipe
         incarnation = ray.get(context.hub.incarnation_of.remote(origin.label))
         blocks = stream_blocks(recipe, origin, phases=phases, start_step=0, max_staleness=0)
         requests = [pa.table({"place": pa.array([place])}) for place in range(len(blocks))]
-        role: Role = getattr(recipe.config, ROLE_OF_ORIGIN[origin])
-        dataset = ray.data.from_arrow(requests).map_batches(
-            StateStage,
-            fn_constructor_args=(context, int(origin), incarnation),
+        role = recipe.role_of(origin)
+        dataset = from_blocks(requests).map_batches(
+            StageCall,
+            fn_constructor_args=("StateStage", context, int(origin), incarnation),
             batch_size=1,
             **_pool(role),
         )
         if recipe.config.labels.placement == "pool":
             dataset = dataset.map_batches(
-                LabelStage, fn_constructor_args=(context,), batch_size=None, **_pool(recipe.config.labels)
+                StageCall, fn_constructor_args=("LabelStage", context), batch_size=None, **_pool(recipe.config.labels)
             )
         dataset.set_name(origin.label)
         _configure(dataset)

@@ -17,7 +17,9 @@ import torch
 from ray.train.torch import prepare_model
 
 from ddil_ray.errors import RunFailedError
-from ddil_ray.runtime.stages import RunContext, best_device
+from ddil_ray.runtime.context import RunContext
+from ddil_ray.runtime.stages import best_device
+from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
@@ -25,11 +27,9 @@ from ddil_ray.training.weights import flatten_weights
 
 __all__ = ["load_rank_state", "train_worker"]
 
-_SHARED, _RANK = "learner.pt", "rank-{rank}.pt"
-
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry of a Ray Train worker; `settings` holds the `RunContext` and the checkpoint to go on from."""
+    """Entry of a Ray Train worker; `settings` holds `context` (RunContext), `store` and `resume_from`."""
     context: RunContext = settings["context"]
     recipe, worker = context.recipe, ray.train.get_context()
     torch.manual_seed(recipe.config.seed)
@@ -50,7 +50,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         hooks=hooks,
         settings=recipe.loop_settings(max_staleness=context.max_staleness, rank=rank),
     )
-    state = _newest_state(settings["resume_from"], rank)
+    state = _newest_state(settings["store"], settings["resume_from"], rank)
     if state is not None:
         loop.load_state_dict(state)
     if rank == 0:
@@ -70,11 +70,11 @@ def _data_parallel(network: torch.nn.Module) -> torch.nn.Module:
     return wrapped
 
 
-def _newest_state(resume_from: str | None, rank: int) -> dict[str, Any] | None:
+def _newest_state(store: CheckpointStore, resume_from: str | None, rank: int) -> dict[str, Any] | None:
     """State of this rank from the checkpoint of this Ray Train run, else from the one the run was resumed with."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None and resume_from is not None:
-        checkpoint = ray.train.Checkpoint(resume_from)
+        checkpoint = ray.train.Checkpoint(resume_from, filesystem=store.filesystem()[0])
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
@@ -83,13 +83,13 @@ def _newest_state(resume_from: str | None, rank: int) -> dict[str, Any] | None:
 
 def load_rank_state(folder: Path, rank: int) -> dict[str, Any]:
     """`TrainingLoop.state_dict` of `rank` as `_RayHooks.checkpoint` wrote it."""
-    shared = torch.load(folder / _SHARED, weights_only=True, map_location="cpu")
-    mine = torch.load(folder / _RANK.format(rank=rank), weights_only=False, map_location="cpu")
+    shared = torch.load(folder / SHARED_FILE, weights_only=True, map_location="cpu")
+    mine = torch.load(folder / RANK_FILE.format(rank=rank), weights_only=False, map_location="cpu")
     return {**shared, "rank": mine}
 
 
 class _Reader:
-    """Takes blocks of one stream off Ray Data in a thread of its own, one ahead of the trainer.
+    """Takes blocks of one stream off Ray Data in a thread of its own, up to two ahead of the trainer.
 
     A stream is entered at once when training starts, so that all of them start together, and never entered again.
     """
@@ -111,8 +111,9 @@ class _Reader:
             self._queue.put(error)
 
     def _blocks(self) -> Iterator[StateBatch]:
+        # Prefetching would hold a batch back until the next one is there, which may need this one to be trained on.
         batches = self._shard.iter_batches(
-            batch_size=self._rows, batch_format="numpy", prefetch_batches=1, drop_last=True
+            batch_size=self._rows, batch_format="numpy", prefetch_batches=0, drop_last=True
         )
         for columns in batches:
             yield StateBatch.from_columns({k: np.asarray(v) for k, v in columns.items()})
@@ -163,10 +164,10 @@ class _RayHooks:
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(state["rank"], Path(folder) / _RANK.format(rank=self.rank))
+            torch.save(state["rank"], Path(folder) / RANK_FILE.format(rank=self.rank))
             if self.rank == 0:
                 shared = {"step": step, "learner": state["learner"]}
-                torch.save(shared, Path(folder) / _SHARED)
+                torch.save(shared, Path(folder) / SHARED_FILE)
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         if self.rank == 0:
             self.hub.push.remote({"step": step, "checkpoint/step": step})

@@ -15,7 +15,7 @@ from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import StateRequest
-from ddil_ray.training.learner import PRECISIONS, Learner
+from ddil_ray.training.learner import PRECISIONS, Learner, round_models
 from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
@@ -81,13 +81,11 @@ def distill_inline(
         data: in place of the config's.
         refresh: False leaves rollouts with the student's first weights (for the ablation of syncing).
     """
-    teacher = teacher or recipe.load_teacher()
-    data = data or recipe.load_data(teacher)
-    objective = recipe.objective(teacher.schedule)
-    plans = recipe.plans(len(objective.phases))
+    made = recipe.ingredients(teacher=teacher, data=data)
+    teacher, data, objective = made.teacher, made.data, made.objective
     student = recipe.student_of(teacher)
     autocast = PRECISIONS[recipe.config.trainer.precision]
-    expert = Expert(teacher, student.copy(), recipe.threshold(data.images), autocast)
+    expert = Expert(teacher, student.copy(), made.threshold, autocast)
     maker = StateMaker(
         objective,
         teacher,
@@ -103,25 +101,16 @@ def distill_inline(
         frozen.network.eval().requires_grad_(False)
     hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
     learner = Learner(student, objective, recipe.optimizer_settings())
-    blocks = {o: _blocks(recipe, o, plans, maker, expert) for o in recipe.priors.origins}
+    blocks = {o: _blocks(recipe, o, made.plans, maker, expert) for o in recipe.priors.origins}
     loop = TrainingLoop(
         learner=learner,
-        plans=plans,
+        plans=made.plans,
         feeds={o: it.__next__ for o, it in blocks.items()},
         hooks=hooks,
-        settings=recipe.loop_settings(max_staleness=recipe.max_staleness(plans)),
+        settings=recipe.loop_settings(max_staleness=made.max_staleness),
     )
     loop.run()
-    return InlineResult(_rounds(student, learner), hooks.records)
-
-
-def _rounds(student: DiffusionModel, learner: Learner) -> dict[int, DiffusionModel]:
-    rounds = {}
-    for steps, weights in learner.rounds.items():
-        rounds[steps] = student.copy()
-        rounds[steps].network.load_state_dict(weights)
-        rounds[steps].network.eval().requires_grad_(False)
-    return rounds
+    return InlineResult(round_models(student, learner.rounds), hooks.records)
 
 
 def _blocks(

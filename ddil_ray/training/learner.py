@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from ddil_ray.objectives.objective import Objective
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Phase
 
-__all__ = ["DECAYS", "PRECISIONS", "Learner", "OptimizerSettings"]
+__all__ = ["DECAYS", "PRECISIONS", "Learner", "OptimizerSettings", "round_models"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -180,6 +180,16 @@ class Learner:
         self.rounds = state["rounds"]
 
 
+def round_models(student: DiffusionModel, rounds: Mapping[int, dict[str, torch.Tensor]]) -> dict[int, DiffusionModel]:
+    """The frozen student of every phase by its number of steps, from `Learner.rounds` and a student of that kind."""
+    models = {}
+    for steps, weights in rounds.items():
+        models[steps] = student.copy()
+        models[steps].network.load_state_dict(weights)
+        models[steps].network.eval().requires_grad_(False)
+    return models
+
+
 def _losses_by_origin(losses: torch.Tensor, batch: StateBatch) -> dict[str, float]:
     metrics = {"loss": float(losses.mean())}
     for origin in Origin:
@@ -187,5 +197,6 @@ def _losses_by_origin(losses: torch.Tensor, batch: StateBatch) -> dict[str, floa
         if bool(rows.any()):
             metrics[f"loss/{origin.label}"] = float(losses[rows].mean())
             metrics[f"states/share_{origin.label}"] = float(rows.float().mean())
-            metrics[f"states/mean_t_{origin.label}"] = float(batch.t[rows].mean())
+            for quarter, share in enumerate(torch.histc(batch.t[rows].float(), 4, 0, 1) / int(rows.sum())):
+                metrics[f"states/t_{origin.label}/quarter_{quarter + 1}"] = float(share)
     return metrics

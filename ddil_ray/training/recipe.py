@@ -7,8 +7,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ddil_ray.config import RunConfig
+from ddil_ray.config import Role, RunConfig
 from ddil_ray.data import ImageData, check_against_teacher, load_images
+from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import THRESHOLDS, PerChannelThreshold, Threshold
 from ddil_ray.errors import ConfigError
@@ -20,7 +21,7 @@ from ddil_ray.states.source import Conditions
 from ddil_ray.training.learner import OptimizerSettings
 from ddil_ray.training.loop import LoopSettings
 
-__all__ = ["Recipe"]
+__all__ = ["ROLE_OF_ORIGIN", "Ingredients", "Recipe"]
 
 ROLE_OF_ORIGIN = {
     Origin.FORWARD: "forward_states",
@@ -29,6 +30,22 @@ ROLE_OF_ORIGIN = {
     Origin.MIXED: "student_rollouts",
 }
 """The config group that sizes each source's actors."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Everything a run is made of, checked against each other."""
+
+    teacher: DiffusionModel
+    data: ImageData
+    objective: Objective
+    plans: list[ConsumptionPlan]
+    threshold: Threshold
+    max_staleness: int
+
+    def expert(self) -> Denoiser:
+        """The guided, thresholded teacher."""
+        return self.teacher.expert(guided=True, threshold=self.threshold)
 
 
 @dataclass(frozen=True)
@@ -64,9 +81,14 @@ class Recipe:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
         return OBJECTIVES[self.config.objective.type](schedule, **settings)
 
+    def role_of(self, origin: Origin) -> Role:
+        """The config group that sizes the actors of `origin`."""
+        role: Role = getattr(self.config, ROLE_OF_ORIGIN[origin])
+        return role
+
     def rows_per_block(self, origin: Origin) -> int:
         """Rows that one request of `origin` makes."""
-        return int(getattr(self.config, ROLE_OF_ORIGIN[origin]).batch_size)
+        return self.role_of(origin).batch_size
 
     def plans(self, phases: int) -> list[ConsumptionPlan]:
         """What one rank consumes in each phase."""
@@ -153,6 +175,23 @@ class Recipe:
         )
 
     # What reads the teacher or the data --------------------------------------------------------------------------
+
+    def ingredients(self, *, teacher: DiffusionModel | None = None, data: ImageData | None = None) -> Ingredients:
+        """All of a run; whatever can be known to be wrong with it is found here.
+
+        Args:
+            teacher: in place of the config's.
+            data: in place of the config's.
+
+        Raises:
+            ConfigError, DataError: see the methods below.
+        """
+        teacher = teacher or self.load_teacher()
+        data = data or self.load_data(teacher)
+        objective = self.objective(teacher.schedule)
+        self.student_of(teacher)
+        plans = self.plans(len(objective.phases))
+        return Ingredients(teacher, data, objective, plans, self.threshold(data.images), self.max_staleness(plans))
 
     def load_teacher(self) -> DiffusionModel:
         """The teacher, on the CPU.

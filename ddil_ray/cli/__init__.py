@@ -1,0 +1,50 @@
+"""The `ddil-ray` command. Each subcommand is a module here; what it needs is imported when it runs.
+
+To add a command: a module with a function, and a row in `_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from ddil_ray.cli.demo import demo
+from ddil_ray.cli.distill import distill
+from ddil_ray.cli.evaluate import evaluate
+from ddil_ray.cli.sample import sample
+from ddil_ray.cli.train_teacher import train_teacher
+from ddil_ray.errors import DdilError, RunStoppedError
+
+__all__ = ["app", "main"]
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "distill": distill,
+    "train-teacher": train_teacher,
+    "sample": sample,
+    "evaluate": evaluate,
+    "demo": demo,
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Distil diffusion models into few-step students on Ray, with DDIL's mixture of states.",
+)
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad input, 1 failed, 130 or 143 stopped by a signal."""
+    try:
+        app(args=arguments, prog_name="ddil-ray")
+    except DdilError as error:
+        prefix = "" if isinstance(error, RunStoppedError) else "Error: "
+        print(f"{prefix}{error}", file=sys.stderr)  # noqa: T201 - the command's own output
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""`ddil-ray demo`."""
+
+
+def demo() -> None:
+    """x."""

@@ -1,0 +1,118 @@
+"""`ddil-ray distill`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ddil_ray.cli.options import AsJson, Overrides, Verbose, print_json, print_lines, print_table
+from ddil_ray.errors import ConfigError
+
+__all__ = ["distill"]
+
+
+def distill(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file (path or fsspec URL) or the name of a preset.")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, start nothing.")
+    ] = False,
+    resume: Annotated[str | None, typer.Option(help="Run folder to go on with, in place of CONFIG.")] = None,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Distil a teacher into a few-step student.
+
+    Examples:
+
+    `ddil-ray distill digits-pd`
+
+    `ddil-ray distill my.yaml trainer.lr=1e-4 student_rollouts.num_actors=8`
+
+    `ddil-ray distill my.yaml --dry-run`
+
+    `ddil-ray distill --resume runs/digits-pd`
+    """
+    from ddil_ray.config import RunConfig, load_config
+    from ddil_ray.training.recipe import Recipe
+
+    settings = [*([config] if config and resume else []), *(overrides or [])]
+    if resume is not None:
+        from ddil_ray.runtime.run import resumed_config
+
+        run = resumed_config(resume, settings)
+    elif config is None:
+        raise ConfigError("CONFIG must be given, but is missing. Name a YAML file, or a preset such as digits-pd.")
+    else:
+        run = load_config(config, settings, kind=RunConfig)
+    if dry_run:
+        _print_plan(plan_of(Recipe(run)), as_json=as_json)
+        return
+
+    from ddil_ray.results import SCORES, score_rows
+    from ddil_ray.runtime.run import distill as distill_on_ray
+
+    result = distill_on_ray(run, resume=resume is not None, verbose=verbose)
+    if as_json:
+        print_json({"folder": result.folder, "scores": result.scores})
+        return
+    if result.scores:
+        print_table("Scores", ["model", "steps", *SCORES.values()], score_rows(result.scores))
+    steps = list(result.rounds)[-1]
+    print_lines(
+        f"student  {result.folder}/student",
+        f"report   {result.folder}/report.html",
+        *([f"tracked  {result.look}"] if result.look else []),
+        f"next     ddil-ray sample {result.folder}/student --steps {steps} --out samples.png",
+    )
+
+
+def plan_of(recipe: Any) -> dict[str, Any]:
+    """What the run would do, after all its checks."""
+    from ddil_ray.runtime.cluster import demands
+
+    made = recipe.ingredients()
+    trainer = recipe.config.trainer
+    return {
+        "run": f"{recipe.config.output}/{recipe.config.name}",
+        "teacher": {"model": recipe.config.teacher.model, "sample_shape": list(made.teacher.sample_shape)},
+        "data": {"name": made.data.name, "images": len(made.data)},
+        "phases": [
+            {
+                "student_steps": phase.student_steps,
+                "training_steps": trainer.steps,
+                "rows": {o.label: int(plan.fresh(o)[-1]) * trainer.num_workers for o in plan.origins},
+            }
+            for phase, plan in zip(made.objective.phases, made.plans, strict=True)
+        ],
+        "max_staleness": made.max_staleness,
+        "actors": [
+            {"role": d.role, "count": d.count, "num_cpus": d.cpus, "num_gpus": d.gpus} for d in demands(recipe.config)
+        ],
+    }
+
+
+def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    print_lines(
+        f"run       {plan['run']}",
+        f"teacher   {plan['teacher']['model']}, samples of shape {tuple(plan['teacher']['sample_shape'])}",
+        f"data      {plan['data']['name']}, {plan['data']['images']} images",
+        f"staleness at most {plan['max_staleness']} steps",
+    )
+    for i, phase in enumerate(plan["phases"]):
+        rows = ", ".join(f"{name} {count}" for name, count in phase["rows"].items())
+        print_lines(
+            f"phase {i + 1}   student of {phase['student_steps']} steps, {phase['training_steps']} updates on {rows}"
+        )
+    print_table(
+        "Actors at least",
+        ["role", "actors", "CPUs each", "GPUs each"],
+        [[a["role"], str(a["count"]), f"{a['num_cpus']:g}", str(a["num_gpus"])] for a in plan["actors"]],
+    )
+    print_lines("Nothing was started.")

@@ -1,0 +1,58 @@
+"""`ddil-ray evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, print_table
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Student or teacher: pipeline folder, URL, hub id or builtin:NAME.")],
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json, report.html and samples.")] = Path("evaluation"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model against the data and the teacher of a config, at the config's evaluation steps.
+
+    Example:
+
+    `ddil-ray evaluate runs/digits-pd/student digits-pd evaluation.steps=[1] --out evaluation`
+    """
+    from ddil_ray.config import RunConfig, load_config
+    from ddil_ray.evaluation import exported_sampler
+    from ddil_ray.folder import write_json
+    from ddil_ray.models import load_model
+    from ddil_ray.report import write_page
+    from ddil_ray.results import SCORES, new_benchmark, samplers_of, score_parts, score_rows, scores
+    from ddil_ray.training.recipe import Recipe
+
+    recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
+    made = recipe.ingredients()
+    student = load_model(model)
+    steps = recipe.config.evaluation.steps
+    samplers = {
+        "model": {n: exported_sampler(student, n) for n in steps},
+        "teacher": samplers_of(recipe, made, {})["teacher"],
+    }
+    benchmark = new_benchmark(recipe, made)
+    measured = scores(benchmark, samplers, out / "samples")
+    about = benchmark.describe()
+    write_json(out / "metrics.json", {"model": model, "scores": measured, "about": about})
+    write_page(
+        out / "report.html",
+        title=f"Evaluation of {model}",
+        summary=[f"Against {recipe.config.teacher.model} and {made.data.name}."],
+        sections=score_parts(measured, about, out / "samples"),
+    )
+    if as_json:
+        print_json({"scores": measured, "about": about})
+        return
+    print_table("Scores", ["model", "steps", *SCORES.values()], score_rows(measured))
+    print_lines(f"report   {out / 'report.html'}")

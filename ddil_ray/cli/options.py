@@ -1,0 +1,42 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["AsJson", "Config", "Overrides", "Verbose", "print_json", "print_lines", "print_table"]
+
+Config = Annotated[str, typer.Argument(help="YAML file (path or fsspec URL) or the name of a preset.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as dotted.key=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Verbose = Annotated[bool, typer.Option(help="Show what Ray says.")]
+
+
+def print_json(content: Any) -> None:
+    """Print `content` on standard output."""
+    typer.echo(json.dumps(content, indent=2))
+
+
+def print_lines(*lines: str) -> None:
+    """Print text that a user may copy: never wrapped."""
+    for line in lines:
+        typer.echo(line)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that is as wide as it needs to be."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)

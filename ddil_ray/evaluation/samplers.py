@@ -1,0 +1,90 @@
+"""Few-step samplers of teachers, of students in memory and of exported students, all in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddil_ray.diffusion.denoiser import BoundaryConditioned, Denoiser
+from ddil_ray.diffusion.schedule import NoiseSchedule
+from ddil_ray.diffusion.solver import sample
+from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
+from ddil_ray.errors import ConfigError
+from ddil_ray.models.model import DiffusionModel
+from ddil_ray.objectives.objective import Objective
+
+__all__ = ["Sampler", "exported_sampler", "student_samplers", "teacher_sampler"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How samples are made of noise."""
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    times: Tensor
+    """(steps + 1,) from 1 to 0."""
+    transition: str
+    """A key of `TRANSITIONS`."""
+    w: float = 0.0
+
+    def __call__(self, noise: Tensor, cond: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
+        """(N, C, H, W) samples in [-1, 1] from `noise` (N, C, H, W) and conditions (N,); the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        parts = [
+            sample(
+                self.denoiser,
+                z,
+                times=self.times,
+                cond=c,
+                w=torch.full((len(z),), self.w),
+                schedule=self.schedule,
+                transition=self.transition,
+                generator=generator,
+            )
+            for z, c in zip(noise.split(batch_size), cond.split(batch_size), strict=True)
+        ]
+        return torch.cat(parts).clamp(-1, 1)
+
+
+def teacher_sampler(teacher: Denoiser, schedule: NoiseSchedule, steps: int, *, w: float) -> Sampler:
+    """DDIM with `steps` steps of a (guided, thresholded) teacher."""
+    return Sampler(teacher, schedule, uniform_grid(steps), "ddim", w)
+
+
+def student_samplers(
+    objective: Objective, rounds: Mapping[int, DiffusionModel], steps: Iterable[int], *, w: float
+) -> dict[int, Sampler]:
+    """A sampler for each of `steps` that some round's student serves: its own steps only, where those are fixed."""
+    last = list(rounds.values())[-1]
+    samplers = {}
+    for n in steps:
+        model = rounds.get(n) if objective.fixed_steps else last
+        if model is not None:
+            denoiser = objective.student_denoiser(model.denoiser())
+            times, transition = objective.sampling_times(n), objective.phases[-1].transition
+            samplers[n] = Sampler(denoiser, model.schedule, times, transition, w)
+    return samplers
+
+
+def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sampler:
+    """The sampler that a pipeline folder's own scheduler is: multistep consistency for LCMScheduler, else DDIM.
+
+    Raises:
+        ConfigError: guidance that the model cannot have, or more steps than its grid.
+    """
+    config = model.scheduler_config
+    if w > 0 and model.null_cond is None:
+        raise ConfigError(f"`--guidance` must be 0 for a model without an unconditional class, but is {w:g} instead.")
+    if config.get("_class_name") != "LCMScheduler":
+        return teacher_sampler(model.expert(guided=True), model.schedule, steps, w=w)
+    grid = int(config["original_inference_steps"])
+    if steps > grid:
+        raise ConfigError(f"`--steps` must be at most {grid} for this consistency student, but is {steps} instead.")
+    consistent = BoundaryConditioned(
+        model.denoiser(), model.schedule, timestep_scaling=float(config.get("timestep_scaling", 10.0))
+    )
+    return Sampler(consistent, model.schedule, consistency_grid(grid, steps), "renoise")

@@ -1,0 +1,93 @@
+"""Students and teachers as folders that others can load: diffusers pipelines where diffusers has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import ConsistencyModelPipeline, DDIMScheduler, LCMScheduler
+from safetensors.torch import save_model
+
+from ddil_ray.models import DiffusionModel
+from ddil_ray.models.unet import UNetNetwork
+
+__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
+
+_CARD = """---
+library_name: {library}
+tags: [diffusion, distillation, ddil]
+license: other
+---
+# {name}
+
+{description}
+
+{usage}
+{facts}
+"""
+
+_PIPELINE_USAGE = """```python
+import torch
+from diffusers import ConsistencyModelPipeline
+
+pipeline = ConsistencyModelPipeline.from_pretrained("path/to/this/folder")
+images = pipeline(batch_size=8, num_inference_steps={steps}{labels}, generator=torch.manual_seed(0)).images
+```
+"""
+
+_MODULE_USAGE = """The network's weights are in `model.safetensors`; load them as `teacher.weights` beside
+`teacher.model` = the factory the teacher came from, or with `safetensors.torch.load_model`.
+"""
+
+
+def ddim_scheduler(teacher: DiffusionModel) -> DDIMScheduler:
+    """DDIM on the trailing grid, whose N timesteps are the times n / N of this library; clips nothing."""
+    config = {**teacher.scheduler_config, "timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
+    return DDIMScheduler.from_config({**config, "steps_offset": 0, "set_alpha_to_one": True})
+
+
+def consistency_scheduler(teacher: DiffusionModel, *, solver_steps: int, timestep_scaling: float) -> LCMScheduler:
+    """LCMScheduler on the grid that a consistency student was trained on."""
+    config = {**teacher.scheduler_config, "clip_sample": False, "thresholding": False}
+    return LCMScheduler.from_config(
+        {**config, "original_inference_steps": solver_steps, "timestep_scaling": timestep_scaling}
+    )
+
+
+def save_model_folder(
+    folder: Path,
+    model: DiffusionModel,
+    *,
+    scheduler: Any = None,
+    name: str,
+    description: str,
+    steps: int,
+    w: float = 0.0,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write `model` with a model card.
+
+    Args:
+        folder: made if it is not there.
+        model: family `unet` becomes a ConsistencyModelPipeline, which samples with DDIM and LCM schedulers alike and
+            takes `class_labels`; others become safetensors.
+        scheduler: of the pipeline; DDIM on the trailing grid by default.
+        name, description, facts: for the card.
+        steps: number of steps in the card's example.
+        w: guidance to bake in, where the network is told of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network = model.network
+    if isinstance(network, UNetNetwork):
+        pipeline = ConsistencyModelPipeline(unet=network.plain_unet(w), scheduler=scheduler or ddim_scheduler(model))
+        pipeline.save_pretrained(folder)
+        labels = ", class_labels=[0] * 8" if model.num_conditions else ""
+        library, usage = "diffusers", _PIPELINE_USAGE.format(steps=steps, labels=labels)
+    else:
+        save_model(network, str(folder / "model.safetensors"))
+        library, usage = "safetensors", _MODULE_USAGE
+    table = "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items())
+    (folder / "README.md").write_text(
+        _CARD.format(name=name, description=description, library=library, usage=usage, facts=table)
+    )

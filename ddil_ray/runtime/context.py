@@ -1,0 +1,50 @@
+"""What every process of a run is given. Imports neither torch nor models: Ray's own processes unpickle it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddil_ray.training.recipe import Recipe
+
+__all__ = ["Columns", "RunContext", "StageCall"]
+
+Columns = dict[str, Any]
+"""A batch of Ray Data: numpy arrays by column."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every actor of a run gets."""
+
+    config: dict[str, Any]
+    hub: Any
+    images: Any
+    """Reference to the (N, C, H, W) float32 training images."""
+    labels: Any
+    """Reference to the (N,) int64 condition ids."""
+    max_staleness: int
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        from ddil_ray.config import RunConfig
+        from ddil_ray.training.recipe import Recipe
+
+        return Recipe(RunConfig.model_validate(self.config))
+
+
+class StageCall:
+    """The class that Ray Data makes actors of: builds the named stage of `ddil_ray.runtime.stages` in the actor."""
+
+    def __init__(self, stage: str, *arguments: Any) -> None:
+        from ddil_ray.runtime import stages
+
+        self._stage = getattr(stages, stage)(*arguments)
+
+    def __call__(self, batch: Columns) -> Columns:
+        """One batch through the stage."""
+        columns: Columns = self._stage(batch)
+        return columns

@@ -1,0 +1,327 @@
+"""The driver of a distillation: checks everything, starts the parts on Ray, watches, and writes the results.
+
+Everything a user can get wrong is found before Ray starts. Training runs in a thread, so that this process can drain
+records and heed signals meanwhile.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
+from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
+from ddil_ray.evaluation import Benchmark
+from ddil_ray.folder import RunFolder, environment, write_json
+from ddil_ray.models import DiffusionModel
+from ddil_ray.results import Scores, export_students, new_benchmark, run_report, samplers_of, scores
+from ddil_ray.runtime.cluster import check_fits, connected, with_gpu_shares
+from ddil_ray.runtime.storage import CheckpointStore
+from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, View, read_journal
+from ddil_ray.training.learner import round_models
+from ddil_ray.training.recipe import Ingredients, Recipe
+
+__all__ = ["RunResult", "distill", "resumed_config"]
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left."""
+
+    folder: str
+    """The run folder, a path or URL."""
+    rounds: dict[int, DiffusionModel]
+    """The student of every phase, by its number of steps."""
+    scores: Scores
+    """By model and steps; empty where evaluation is off."""
+    look: str
+    """How to see the tracked run."""
+
+
+def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
+    """The config of the run in `run_dir`, to go on with.
+
+    Raises:
+        ConfigError: no run there, or an override changes the number of workers that share its checkpoints.
+    """
+    parent, _, name = run_dir.rstrip("/").rpartition("/")
+    config_file = f"{run_dir.rstrip('/')}/config.yaml"
+    before = load_config(config_file, kind=RunConfig)
+    config = load_config(config_file, [*overrides, f"output={parent or '.'}", f"name={name}"], kind=RunConfig)
+    if config.trainer.num_workers != before.trainer.num_workers:
+        raise ConfigError(
+            f"`trainer.num_workers` of a resumed run must stay {before.trainer.num_workers}, but is "
+            f"{config.trainer.num_workers} instead: each worker goes on from its own part of the checkpoint."
+        )
+    return config
+
+
+def distill(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    verbose: bool = False,
+    view: View | None = None,
+    benchmark: Benchmark | None = None,
+) -> RunResult:
+    """Distil as `config` says and leave a run folder.
+
+    Args:
+        config: the run.
+        resume: go on in the run folder that is there; False refuses a folder that a run has begun in.
+        verbose: let Ray speak.
+        view: where progress is shown.
+        benchmark: measure against this one in place of the config's.
+
+    Raises:
+        ConfigError, DataError: before anything starts.
+        RunFailedError: training failed; what was saved is there, and `--resume` goes on.
+        RunStoppedError: a signal came; a last checkpoint is there.
+    """
+    recipe = Recipe(config)
+    made = recipe.ingredients()
+    folder = RunFolder(config.output, config.name)
+    if folder.used() and not resume:
+        raise ConfigError(
+            f"`name` must be new, but {folder.url} holds a run already. Choose another `name`, or go on with "
+            f"`ddil-ray distill --resume {folder.url}`."
+        )
+    folder.fetch("metrics.jsonl", "tracking.json")
+    (folder.local / "config.yaml").write_text(to_yaml(config))
+    write_json(folder.local / "environment.json", environment(config.seed))
+    folder.sync()
+    tracker = _tracker(config, made, folder)
+    tracker.start()
+    status = "failed"
+    try:
+        with view or View() as shown, connected(config, verbose=verbose):
+            rounds = _train(recipe, made, folder, shown)
+        shown.say("Trained; measuring and writing the results.")
+        result = _results(recipe, made, rounds, folder, benchmark, tracker.tracker.look())
+        status = "finished"
+    except RunStoppedError:
+        status = "stopped"
+        raise
+    finally:
+        files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json", "config.yaml")]
+        unsent = tracker.finish(status, [f for f in files if f.exists()])
+        folder.sync()
+        if unsent:
+            (view or View()).say(unsent)
+    return result
+
+
+def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder) -> BackgroundTracker:
+    t = config.tracking
+    if t.uri is None and folder.remote:
+        uri = f"sqlite:///{Path('mlflow.db').resolve()}"
+    else:
+        uri = t.uri or f"sqlite:///{folder.local.parent / 'mlflow.db'}"
+    commit = str(environment(config.seed)["git_commit"])
+    phases = made.objective.phases
+    return BackgroundTracker(
+        TRACKERS[t.tracker](uri=uri, experiment=t.experiment, timeout_s=t.timeout_s),
+        RunInfo(
+            config.name,
+            params=flatten(config),
+            tags={"git_commit": commit, "config_hash": config_hash(config)},
+            rounds=[f"round {p.student_steps} steps" for p in phases] if len(phases) > 1 else [],
+        ),
+        journal=folder.local / "metrics.jsonl",
+        state=folder.local / "tracking.json",
+        timeout_s=t.timeout_s,
+    )
+
+
+def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> dict[int, DiffusionModel]:
+    """Train to the end on the connected Ray; the students of all phases."""
+    import ray
+
+    from ddil_ray.runtime.hub import Hub
+    from ddil_ray.runtime.worker import load_rank_state
+
+    resources = ray.cluster_resources()
+    config = with_gpu_shares(recipe.config, gpus=resources.get("GPU", 0.0))
+    check_fits(config, resources)
+    store = CheckpointStore(f"{folder.url}/checkpoints")
+    hub = Hub.remote()  # type: ignore[attr-defined]
+    journal = Journal(folder.local / "metrics.jsonl")
+    with _Signals() as signals:
+        try:
+            _fit(Recipe(config), made, store, hub, lambda: _watch(hub, journal, view, signals, folder))
+        finally:
+            ray.kill(hub)
+    newest = store.newest(ranks=config.trainer.num_workers)
+    if newest is None:
+        raise RunFailedError("The run must leave a checkpoint, but left none.")
+    fs, _ = store.filesystem()
+    with ray.train.Checkpoint(newest, filesystem=fs).as_directory() as path:
+        state = load_rank_state(Path(path), 0)
+    total = config.trainer.steps * len(made.objective.phases)
+    if state["step"] < total:
+        raise RunStoppedError(
+            f"Stopped by {signal.Signals(signals.received or signal.SIGTERM).name} after step {state['step']} of "
+            f"{total}; everything is saved. Go on with `ddil-ray distill --resume {folder.url}`.",
+            signal=signals.received or signal.SIGTERM,
+        )
+    return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
+
+
+def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, hub: Any, watch: Any) -> None:
+    """Run Ray Train in a thread, calling `watch` until it ends."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ddil_ray.runtime.context import RunContext
+    from ddil_ray.runtime.streams import StreamSplit, stream_factory
+    from ddil_ray.runtime.worker import train_worker
+
+    config, filesystem = recipe.config, store.filesystem()
+    attempts = store.attempts()
+    context = RunContext(
+        config=config.model_dump(mode="json"),
+        hub=hub,
+        images=ray.put(made.data.images.numpy()),
+        labels=ray.put(made.data.labels.numpy()),
+        max_staleness=made.max_staleness,
+    )
+    phases, gpus = len(made.objective.phases), float(config.trainer.num_gpus)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "context": context,
+            "store": store,
+            "resume_from": store.newest(ranks=config.trainer.num_workers),
+        },
+        datasets={o.label: stream_factory(context, o, phases=phases) for o in recipe.priors.origins},
+        dataset_config=StreamSplit(),
+        torch_config=TorchConfig(backend=None if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.trainer.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={
+                "CPU": config.trainer.num_cpus,
+                **({"GPU": gpus} if gpus else {}),
+                **config.trainer.resources,
+            },
+            accelerator_type=config.trainer.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{attempts[-1] + 1 if attempts else 1}",
+            storage_path=filesystem[1],
+            storage_filesystem=filesystem[0],
+            failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the main thread
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        watch()
+    if failure:
+        raise RunFailedError(_explain(failure[0])) from failure[0]
+
+
+def _explain(error: BaseException) -> str:
+    """The library's own message where there is one in the chain of causes, else the last line."""
+    causes = list(getattr(error, "worker_failures", {}).values())
+    for cause in causes:
+        while cause is not None:
+            if isinstance(cause, DdilError):
+                return str(cause)
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"Training failed: {lines[-1].strip() if lines else type(error).__name__}"
+
+
+def _watch(hub: Any, journal: Journal, view: View, signals: _Signals, folder: RunFolder) -> None:
+    """Take the hub's records, show them, and pass a signal on."""
+    import ray
+
+    if signals.fresh():
+        view.say("Stopping after a last checkpoint; once more to stop at once.")
+        hub.request_stop.remote()
+    try:
+        records = ray.get(hub.drain.remote(), timeout=10)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return  # the fit thread tells why
+    for record in records:
+        if "loss" in record:
+            record["system/cpu_percent"] = psutil.cpu_percent()
+            record["system/memory_percent"] = psutil.virtual_memory().percent
+        view.show(record)
+    journal.append(records)
+    if any("checkpoint/step" in record for record in records):
+        folder.sync()
+
+
+class _Signals:
+    """Remembers SIGINT and SIGTERM while it is entered; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._told = False
+
+    def fresh(self) -> bool:
+        """Whether a signal came that `fresh` has not told of."""
+        told, self._told = self._told, self.received is not None
+        return self._told and not told
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __enter__(self) -> _Signals:
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _results(
+    recipe: Recipe,
+    made: Ingredients,
+    rounds: dict[int, DiffusionModel],
+    folder: RunFolder,
+    benchmark: Benchmark | None,
+    look: str,
+) -> RunResult:
+    """Export, measure and report."""
+    export_students(recipe, made, rounds, folder.local)
+    grids, measured, about = folder.local / "samples", {}, {}
+    if recipe.config.evaluation.enabled:
+        benchmark = benchmark or new_benchmark(recipe, made)
+        about = benchmark.describe()
+        measured = scores(benchmark, samplers_of(recipe, made, rounds), grids)
+    records = read_journal(folder.local / "metrics.jsonl")
+    last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
+    write_json(folder.local / "metrics.json", {"scores": measured, "about": about, "training": last})
+    run_report(
+        folder.local / "report.html", recipe=recipe, records=records, measured=measured, about=about, grids=grids
+    )
+    folder.sync()
+    return RunResult(folder.url, rounds, measured, look)

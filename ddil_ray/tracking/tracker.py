@@ -1,0 +1,57 @@
+"""What a tracker is: a place for parameters, metrics and files, told of them by one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["NullTracker", "RunInfo", "Tracker"]
+
+Record = dict[str, float]
+"""Metrics by name; `step` is the global step and `phase` the phase it belongs to."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run when it starts."""
+
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    rounds: Sequence[str] = field(default=())
+    """Names of the phases, where there are several."""
+
+
+class Tracker(Protocol):
+    """Calls may be slow and may raise: they come from a background thread, and failed ones are made again."""
+
+    def open(self, run: RunInfo, state: dict[str, Any]) -> None:
+        """Start the run, or go on with the one that `state` remembers; `state` is kept between processes."""
+
+    def log(self, records: Sequence[Record]) -> None:
+        """Keep metrics."""
+
+    def close(self, status: str, files: Sequence[Path]) -> None:
+        """End the run as `finished`, `failed` or `stopped`, with `files` (files or folders) as its artifacts."""
+
+    def look(self) -> str:
+        """What a user types, or where they look, to see the run."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def open(self, run: RunInfo, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def log(self, records: Sequence[Record]) -> None:
+        """Nothing."""
+
+    def close(self, status: str, files: Sequence[Path]) -> None:
+        """Nothing."""
+
+    def look(self) -> str:
+        """Nothing."""
+        return ""

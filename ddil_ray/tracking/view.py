@@ -1,0 +1,85 @@
+"""The live view of a run on a terminal; plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["View"]
+
+_LINE_EVERY_S = 10.0
+
+
+class View:
+    """Shows the newest record of a run; use as a context manager.
+
+    Args:
+        console: where to; standard error by default, so that standard output stays free for results.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live = self.console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None, facts="", visible=self._live)
+        self._last_line = 0.0
+        self._checkpoint = -1
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the live view."""
+        self.console.print(text, markup=False)
+
+    def show(self, record: dict[str, float]) -> None:
+        """Take in a record of metrics."""
+        self._checkpoint = int(record.get("checkpoint/step", self._checkpoint))
+        if "loss" not in record:
+            return
+        step, total = int(record["step"]), int(record["total_steps"])
+        description = f"phase {int(record['phase']) + 1}" if "phase" in record else "training"
+        facts = self._facts(record)
+        self._progress.update(self._task, description=description, completed=step, total=total, facts=facts)
+        due = time.monotonic() - self._last_line > _LINE_EVERY_S or step == total
+        if not self._live and due:
+            self._last_line = time.monotonic()
+            self.say(f"{description}  step {step}/{total}  {facts}")
+
+    def _facts(self, record: dict[str, float]) -> str:
+        parts = [
+            f"loss {record['loss']:.4g}",
+            f"{record['throughput/samples_per_s']:.0f} samples/s",
+        ]
+        if "trainer/stall_share" in record:
+            parts.append(f"stall {record['trainer/stall_share']:.0%}")
+        if "staleness/max" in record:
+            parts.append(f"staleness {record['staleness/p50']:.0f}/{record['staleness/max']:.0f}")
+        fill = sum(v for k, v in record.items() if k.startswith("replay/fill/"))
+        if fill:
+            parts.append(f"replay {fill:.0f}")
+        dropped = {k.rpartition("/")[2]: v for k, v in record.items() if k.startswith("rows/dropped/") and v}
+        if dropped:
+            parts.append("dropped " + ", ".join(f"{name} {rows:.0f}" for name, rows in dropped.items()))
+        if self._checkpoint >= 0:
+            parts.append(f"checkpoint {self._checkpoint}")
+        return "  ".join(parts)
