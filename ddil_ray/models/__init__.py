@@ -58,7 +58,7 @@ def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> 
         ConfigError: the family has no guidance embedding.
     """
     student = teacher.copy()
-    student.network.train()
+    student.network.train().requires_grad_(True)
     if not guidance_embedding:
         return student
     if student.family != "unet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,23 @@ from ddil_ray.config import RunConfig
 from ddil_ray.errors import ConfigError
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
-__all__ = ["Demand", "check_fits", "connected", "demands", "with_gpu_shares"]
+__all__ = ["LOCAL_ENV", "WORKER_ENV", "Demand", "check_fits", "connected", "demands", "with_gpu_shares"]
 
-_QUIET = {
+WORKER_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_WORKER_ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **_QUIET}
+"""For every process of a run."""
+LOCAL_ENV = {
+    "RAY_AUTH_MODE": "disabled",  # nothing but this process can reach a local Ray
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is preempted as a whole
+    "RAY_maximum_startup_concurrency": "16",  # else it warns of its own processes
+}
+"""For a Ray that is started for one run. Set in this process, so that workers inherit it and start at once."""
 
 
 @contextmanager
@@ -29,24 +38,20 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
 
     A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
     """
-    os.environ.update({k: os.environ.get(k, v) for k, v in _QUIET.items()})
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in (WORKER_ENV | ({} if address else LOCAL_ENV)).items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    import logging
-
-    address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
-        "runtime_env": {"env_vars": _WORKER_ENV},
     }
     if address is None:
         cpus = sum(d.count * d.cpus for d in demands(config))
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this process can reach it
-        os.environ.setdefault("RAY_maximum_startup_concurrency", "16")  # else it warns of its own processes
         options |= {
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, int(-(-cpus // 1)) + 1),
@@ -54,10 +59,10 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
             "object_store_memory": 512 * 2**20,
         }
     else:
-        options["address"] = address
+        options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
     if not verbose:
-        for name in ("ray.data", "ray.train", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for logger in ("ray.data", "ray.train", "ray"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
     ray.init(**options)
     try:
         yield

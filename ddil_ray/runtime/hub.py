@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ddil_ray.training.weights import FlatWeights
+if TYPE_CHECKING:
+    from ddil_ray.training.weights import FlatWeights
 
 __all__ = ["Grant", "Hub", "HubState"]
 

@@ -11,21 +11,23 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
-from ddil_ray.evaluation import Benchmark
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
-from ddil_ray.results import Scores, export_students, new_benchmark, run_report, samplers_of, scores
 from ddil_ray.runtime.cluster import check_fits, connected, with_gpu_shares
 from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, View, read_journal
 from ddil_ray.training.learner import round_models
 from ddil_ray.training.recipe import Ingredients, Recipe
+
+if TYPE_CHECKING:
+    from ddil_ray.evaluation import Benchmark
+    from ddil_ray.results import Scores
 
 __all__ = ["RunResult", "distill", "resumed_config"]
 
@@ -311,6 +313,8 @@ def _results(
     look: str,
 ) -> RunResult:
     """Export, measure and report."""
+    from ddil_ray.results import export_students, new_benchmark, run_report, samplers_of, scores
+
     export_students(recipe, made, rounds, folder.local)
     grids, measured, about = folder.local / "samples", {}, {}
     if recipe.config.evaluation.enabled:

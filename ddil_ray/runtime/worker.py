@@ -32,6 +32,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Entry of a Ray Train worker; `settings` holds `context` (RunContext), `store` and `resume_from`."""
     context: RunContext = settings["context"]
     recipe, worker = context.recipe, ray.train.get_context()
+    shards = {o: ray.train.get_dataset_shard(o.label) for o in recipe.priors.origins}
+    readers = {o: _Reader(o, shard, recipe.rows_per_block(o)) for o, shard in shards.items()}
+    for reader in readers.values():
+        reader.start()  # the streams' actors start while this process loads its models
     torch.manual_seed(recipe.config.seed)
     teacher = recipe.load_teacher()
     student = recipe.student_of(teacher)
@@ -41,8 +45,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     del teacher  # labels come with the states: the trainer holds no teacher
     rank = worker.get_world_rank()
     hooks = _RayHooks(context.hub, rank, objective.student_becomes_teacher)
-    shards = {o: ray.train.get_dataset_shard(o.label) for o in recipe.priors.origins}
-    readers = {o: _Reader(o, shard, recipe.rows_per_block(o)) for o, shard in shards.items()}
     loop = TrainingLoop(
         learner=learner,
         plans=recipe.plans(len(objective.phases)),
@@ -55,8 +57,6 @@ def train_worker(settings: dict[str, Any]) -> None:
         loop.load_state_dict(state)
     if rank == 0:
         ray.get(context.hub.begin.remote(loop.step))
-    for reader in readers.values():
-        reader.start()
     loop.run()
 
 

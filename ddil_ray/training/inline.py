@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
@@ -121,5 +119,4 @@ def _blocks(
     for phase, plan in enumerate(plans):
         for index in range(plan.blocks(origin, rows)):
             request = StateRequest(origin, phase, index, rows, recipe.config.seed)
-            with torch.no_grad():
-                yield expert.label(maker.objective, maker.make(request), "cpu")
+            yield expert.label(maker.objective, maker.make(request), "cpu")

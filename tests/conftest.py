@@ -1,0 +1,51 @@
+"""What all tests share: quiet threads, and one local Ray for the session."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with room for every role of every test, in a short path (socket names have a limit)."""
+    from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
+
+    os.environ.update(WORKER_ENV | LOCAL_ENV)
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        ray.init(
+            address="local",
+            num_cpus=12,
+            object_store_memory=300 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> str:
+    """Where the runs of a test go."""
+    return str(tmp_path / "runs")

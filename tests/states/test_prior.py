@@ -1,0 +1,98 @@
+"""Pins the mixture: exact in expectation, within one row per step, the same for everyone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddil_ray.states.batch import Origin
+from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
+
+RAMPED = SourcePriors(
+    {
+        Origin.FORWARD: Prior(1.0, 0.25, "cosine", 0.8),
+        Origin.STUDENT: Prior(0.0, 0.5, "cosine", 0.8),
+        Origin.TEACHER: Prior(0.0, 0.25, "cosine", 0.8),
+    }
+)
+
+
+def _plan(priors=RAMPED, **settings):
+    return ConsumptionPlan(priors, **({"steps": 300, "batch_size": 32, "seed": 3} | settings))
+
+
+@given(progress=st.floats(0, 1))
+def test_ramped_priors_sum_to_one_all_along(progress):
+    assert sum(RAMPED.at(progress).values()) == pytest.approx(1)
+
+
+@given(
+    shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+)
+def test_every_batch_is_full_and_within_one_row_of_its_shares(shares, batch, seed):
+    total = sum(shares)
+    priors = SourcePriors({Origin(i): Prior(p / total, p / total) for i, p in enumerate(shares)})
+    plan = _plan(priors, steps=20, batch_size=batch, seed=seed)
+    for step in range(20):
+        counts = plan.counts(step)
+        assert sum(counts.values()) == batch
+        for origin, count in counts.items():
+            assert abs(count - batch * priors.at(0)[origin]) < 1 + 1e-6
+
+
+def test_the_mean_mixture_is_the_prior():
+    """Systematic sampling: each count has variance <= 1/4, so the mean of 4,000 has sd <= .008; 6 sd fail 1 in 10^9."""
+    priors = SourcePriors.constant(forward=0.37, student=0.41, teacher=0.22)
+    plan = _plan(priors, steps=4000, batch_size=5)
+    for origin, share in priors.at(0).items():
+        mean = np.mean([plan.counts(n)[origin] for n in range(4000)])
+        assert mean == pytest.approx(5 * share, abs=0.048)
+
+
+def test_the_mixture_follows_its_ramp():
+    plan = _plan()
+    student = [plan.counts(n)[Origin.STUDENT] for n in range(300)]
+    assert student[0] == 0
+    assert set(student[-30:]) == {16}
+    assert plan.counts(0)[Origin.FORWARD] == 32
+
+
+def test_the_plan_is_a_function_of_seed_phase_and_step_only():
+    a, b, other = _plan(), _plan(), _plan(seed=4)
+    assert [a.counts(n) for n in range(300)] == [b.counts(n) for n in range(300)]
+    assert [a.counts(n) for n in range(300)] != [other.counts(n) for n in range(300)]
+
+
+def test_one_and_two_workers_see_the_same_mixture():
+    """Two ranks of half the batch draw the same counts, within a row of half the single worker's."""
+    one, half = _plan(batch_size=32), _plan(batch_size=16)
+    for n in range(300):
+        for origin in one.origins:
+            assert abs(2 * half.counts(n)[origin] - one.counts(n)[origin]) <= 2
+
+
+@given(reuse=st.integers(1, 5), rows=st.integers(1, 100))
+def test_fresh_rows_always_cover_what_is_trained_on(reuse, rows):
+    plan = _plan(steps=60, reuse=reuse)
+    for origin in plan.origins:
+        counts = np.array([plan.counts(n)[origin] for n in range(60)])
+        fresh = plan.fresh(origin)
+        assert bool((np.diff(fresh) >= 0).all())
+        assert bool((fresh * reuse >= np.cumsum(counts)).all())
+        assert bool((fresh >= counts).all())
+        if reuse == 1:
+            assert fresh.tolist() == np.cumsum(counts).tolist()
+        for block in range(plan.blocks(origin, rows)):
+            first, last = plan.first_step(origin, block, rows), plan.last_step(origin, block, rows)
+            assert first <= last < 60
+            assert fresh[first] > block * rows
+            assert first == 0 or fresh[first - 1] <= block * rows
+
+
+def test_smallest_staleness_is_a_blocks_span_and_a_publication():
+    plan = _plan(SourcePriors.constant(student=1.0), steps=40, batch_size=8)
+    assert plan.smallest_staleness(Origin.STUDENT, rows=32, sync_every=5) == 3 + 5
