@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ddil_ray.errors import ConfigError
@@ -38,7 +39,7 @@ def load_module(spec: str, *, weights: str | None = None) -> DiffusionModel:
     if weights is not None:
         try:
             model.network.load_state_dict(load_file(weights))
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ConfigError(
                 f"`teacher.weights` must be a safetensors file that fits {spec!r}, but {weights!r} failed: {error}."
             ) from error

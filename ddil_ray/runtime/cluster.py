@@ -27,7 +27,7 @@ WORKER_ENV = {
 LOCAL_ENV = {
     "RAY_AUTH_MODE": "disabled",  # nothing but this process can reach a local Ray
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is preempted as a whole
-    "RAY_maximum_startup_concurrency": "16",  # else it warns of its own processes
+    "RAY_worker_maximum_startup_concurrency": "16",  # else it warns of its own processes
 }
 """For a Ray that is started for one run. Set in this process, so that workers inherit it and start at once."""
 

@@ -101,7 +101,9 @@ class StreamSplit(DataConfig):  # type: ignore[misc]
         for name, dataset in datasets.items():
             copied = dataset.copy(dataset)
             copied.context.execution_options = ExecutionOptions(preserve_order=True)
-            parts = copied.streaming_split(world_size, equal=False, locality_hints=None)
-            for rank, part in enumerate(parts):
+            if world_size == 1:  # nothing to split: the worker runs the stream, which saves a process per source
+                splits[0][name] = copied.iterator()
+                continue
+            for rank, part in enumerate(copied.streaming_split(world_size, equal=False, locality_hints=None)):
                 splits[rank][name] = part
         return splits

@@ -49,7 +49,7 @@ class View:
 
     def say(self, text: str) -> None:
         """Print a line above the live view."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def show(self, record: dict[str, float]) -> None:
         """Take in a record of metrics."""

@@ -102,9 +102,10 @@ class TrainingLoop:
                 self._start_phase(phase, fresh=local == 0)
                 resumed = False
             batch = self._next_batch(phase, local)
+            staleness = self._staleness(batch)
             metrics = self.learner.update(batch)
             self.step += 1
-            window.add(batch, metrics, self._staleness(batch))
+            window.add(batch, metrics, staleness)
             self._after_step(phase, local, window)
         self.hooks.checkpoint(self.step, self.state_dict())
         return True

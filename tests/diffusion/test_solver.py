@@ -24,9 +24,7 @@ def _rows(value, rows=64):
 
 def _run(denoiser, schedule, noise, steps, transition="ddim"):
     w, cond = torch.zeros(len(noise)), torch.zeros(len(noise), dtype=torch.int64)
-    return sample(
-        denoiser, noise, times=uniform_grid(steps), cond=cond, w=w, schedule=schedule, transition=transition
-    )
+    return sample(denoiser, noise, times=uniform_grid(steps), cond=cond, w=w, schedule=schedule, transition=transition)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
@@ -123,7 +121,10 @@ def test_ddim_converges_to_the_exact_flow_at_first_order(name):
 def test_a_mixtures_score_is_the_gradient_of_its_density():
     """Oracle 2: (alpha D - x) / sigma^2 = grad log p_t."""
     mixture = MixtureDenoiser(CosineVP(), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]).double())
-    x_t, t = torch.randn(64, 2, dtype=torch.float64, requires_grad=True), torch.rand(64, dtype=torch.float64) * 0.9 + 0.05
+    x_t, t = (
+        torch.randn(64, 2, dtype=torch.float64, requires_grad=True),
+        torch.rand(64, dtype=torch.float64) * 0.9 + 0.05,
+    )
     (gradient,) = torch.autograd.grad(mixture.log_prob(x_t, t).sum(), x_t)
     alpha, sigma = levels(CosineVP(), t, x_t)
     torch.testing.assert_close((alpha * mixture(x_t, t, NO_COND, NO_W) - x_t) / sigma**2, gradient)

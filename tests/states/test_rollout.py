@@ -27,9 +27,16 @@ def _generator(seed=0):
 
 def _roll(policies, noise, wanted=None, choose=None, stages=GRID, seed=0):
     wanted = stages[:-1].expand(len(noise), -1) if wanted is None else wanted
-    zeros = torch.zeros(len(noise))
+    w, cond = torch.zeros(len(noise)), torch.zeros(len(noise)).long()
     return rollout(
-        policies, noise, stages=stages, wanted=wanted, cond=zeros.long(), w=zeros, generator=_generator(seed), choose=choose
+        policies,
+        noise,
+        stages=stages,
+        wanted=wanted,
+        cond=cond,
+        w=w,
+        generator=_generator(seed),
+        choose=choose,
     )
 
 

@@ -1,0 +1,141 @@
+"""Pins what a user reads when a config is wrong, and that anything wrong is a message and never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddil_ray.config import RunConfig, TeacherConfig, config_hash, flatten, load_config, preset_names, to_yaml
+from ddil_ray.errors import ConfigError
+
+MINIMAL = """\
+name: mine
+teacher:
+  model: builtin:digits
+data:
+  source: digits
+objective:
+  type: pd
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load_and_load_again_as_they_are_written(name, written):
+    kind = TeacherConfig if name.endswith("teacher") else RunConfig
+    config = load_config(name, kind=kind)
+    assert load_config(written(to_yaml(config)), kind=kind) == config
+
+
+def test_pipeline_configs_load():
+    folder = Path(__file__).parents[2] / "pipelines" / "configs"
+    paths = sorted(folder.glob("*.yaml"))
+    assert paths
+    for path in paths:
+        load_config(str(path), kind=TeacherConfig if path.stem.endswith("teacher") else RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.stepz=5", r"`trainer.stepz`: unknown key; did you mean 'steps'\?.*override 'trainer.stepz=5'"),
+        ("trainer.steps=many", r"`trainer.steps`: .*integer.*'many'"),
+        ("trainer.steps=0", r"`trainer.steps`: .*greater than or equal to 1.*0"),
+        ("trainer.lr=nan", r"`trainer.lr`: .*finite"),
+        ("states.forward=0.5", r"`states`: forward \+ student \+ teacher \+ mixed must be 1 at the start, but is 0.5"),
+        ("objective.student_steps=[8,3]", r"`objective`: student_steps must each divide.*3 follows 8"),
+        ("objective.type=cm", r"`objective`: .*'cm'.*'pd', 'lcm'"),
+        ("objective.solver_steps=9", r"`objective.solver_steps`: unknown key; .*teacher_steps"),
+        ("teacher.guidance=[3,1]", r"low <= high, but is \[3.0, 1.0\]"),
+        ("teacher.guidance=[1,3]", r"teacher.guidance must be one number unless the student is told it"),
+        ("trainer.batch_size=10 trainer.num_workers=3", r"multiple of num_workers x accumulate \(3 x 1\), but is 10"),
+        ("replay.capacity=10", r"replay.capacity must hold reuse x batch_size / num_workers = 128 rows, but is 10"),
+        ("labels.placement=gpu", r"`labels.placement`: .*'fused' or 'pool'"),
+        ("student_rollouts.num_actors=[4,2]", r"\[min, max\] with min <= max, but is \[4, 2\]"),
+        ("name=a/b", r"`name`: .*pattern.*'a/b'"),
+    ],
+)
+def test_every_mistake_names_the_field_what_was_found_and_what_is_allowed(override, expected, written):
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(written(MINIMAL), override.split())
+    assert caught.value.exit_code == 2
+
+
+def test_all_mistakes_come_at_once_with_their_lines(written):
+    text = MINIMAL + "trainer:\n  stepz: 3\n  batch_size: -1\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(text))
+    message = str(caught.value)
+    assert "run.yaml:9]" in message
+    assert "run.yaml:10]" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "must hold `key: value` settings, but holds list"),
+        ("a: [1,\n", "must be YAML"),
+        (MINIMAL + "name: twice\n", "`name` must be given once, but is given again at .*run.yaml:8"),
+        ("", "must hold `key: value` settings, but holds NoneType"),
+    ],
+)
+def test_files_that_are_no_config_are_refused(text, expected, written):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(written(text))
+
+
+def test_a_name_that_is_neither_file_nor_preset_gets_the_nearest():
+    with pytest.raises(ConfigError, match=r"digits-lcm, digits-pd.*Did you mean digits-pd\?"):
+        load_config("digits-pdd")
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "a..b=1", "trainer.steps=[1"])
+def test_overrides_that_are_none_are_refused(override, written):
+    with pytest.raises(ConfigError, match="override"):
+        load_config(written(MINIMAL), [override])
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+_KEYS = ("model", "steps", "type", "every", "num_actors")
+_FIELDS = st.sampled_from([(group, key) for group in RunConfig.model_fields for key in _KEYS])
+
+
+@settings(max_examples=150)
+@given(field=_FIELDS, value=_VALUES)
+def test_any_value_anywhere_is_accepted_or_explained(field, value, tmp_path_factory):
+    tree = yaml.safe_load(MINIMAL)
+    group, key = field
+    tree[group] = {**tree[group], key: value} if isinstance(tree.get(group), dict) else {key: value}
+    path = tmp_path_factory.mktemp("fuzz") / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with contextlib.suppress(ConfigError):  # anything else fails the test
+        load_config(str(path))
+
+
+def test_credentials_are_not_among_the_tracked_parameters(written):
+    config = load_config(written(MINIMAL), ["tracking.uri=https://me:secret@tracking.example"])
+    assert flatten(config)["tracking.uri"] == "https://***@tracking.example"
+    assert "secret" not in str(flatten(config))
+
+
+def test_the_hash_changes_with_any_setting(written):
+    a, b = (load_config(written(MINIMAL), [f"seed={seed}"]) for seed in (0, 1))
+    assert config_hash(a) != config_hash(b)

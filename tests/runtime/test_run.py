@@ -1,0 +1,181 @@
+"""Whole runs on a local Ray: every objective, faults, resuming, two workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import PD, THREE_SOURCES, small_run
+
+from ddil_ray.errors import ConfigError, RunStoppedError
+from ddil_ray.runtime.run import distill, resumed_config
+from ddil_ray.tracking import read_journal
+from ddil_ray.training.inline import distill_inline
+from ddil_ray.training.recipe import Recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+LCM = {"type": "lcm", "solver_steps": 10, "student_steps": 2}
+RAMPED = {
+    "forward": {"start": 0.8, "end": 0.2},
+    "student": {"start": 0.1, "end": 0.5},
+    "teacher": {"start": 0.1, "end": 0.3},
+}
+
+
+def _records(config):
+    return read_journal(Path(config.output, config.name, "metrics.jsonl"))
+
+
+def _training(config):
+    return [r for r in _records(config) if "loss" in r]
+
+
+def _check_staleness(config):
+    bound = Recipe(config).ingredients().max_staleness
+    oldest = [r["staleness/max"] for r in _training(config) if "staleness/max" in r]
+    assert oldest
+    assert max(oldest) <= bound
+
+
+@pytest.mark.parametrize("objective", [PD, LCM], ids=["pd", "lcm"])
+def test_a_run_goes_from_teacher_to_student(objective, run_dir):
+    evaluation = {"enabled": True, "num_samples": 32, "steps": [2, 4], "teacher_steps": 8}
+    config = small_run(objective=objective, states=THREE_SOURCES, output=run_dir, evaluation=evaluation)
+    result = distill(config)
+    folder = Path(result.folder)
+    assert (folder / "student" / "model.safetensors").exists()
+    assert "<svg" in (folder / "report.html").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["scores"]["student"].keys() == {"2", "4"}
+    assert (folder / "samples" / "student-2-steps.png").exists()
+    assert json.loads((folder / "environment.json").read_text())["seed"] == 0
+    phases = 2 if objective is PD else 1
+    assert [r["step"] for r in _training(config)] == list(range(2, 20 * phases + 1, 2))
+    _check_staleness(config)
+    with pytest.raises(ConfigError, match=r"`name` must be new.*--resume"):
+        distill(config)
+
+
+def test_ray_changes_nothing_about_the_method(run_dir):
+    """Forward and teacher states do not depend on timing: the losses are those of the same run without Ray."""
+    states = {"forward": 0.5, "teacher": 0.5}
+    config = small_run(objective=PD, states=states, output=run_dir, labels={"placement": "pool"})
+    distill(config)
+    inline = distill_inline(Recipe(config))
+    assert [r["loss"] for r in _training(config)] == pytest.approx([r["loss"] for r in inline.records], rel=1e-5)
+
+
+def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):
+    """500 steps, three sources, ramped priors, the tightest staleness that cannot stall."""
+    config = small_run(
+        output=run_dir,
+        states=RAMPED,
+        trainer={"steps": 500, "batch_size": 32, "num_workers": 2, "lr": 1e-4},
+        forward_states={"batch_size": 32},
+        student_rollouts={"batch_size": 32},
+        teacher_rollouts={"batch_size": 32},
+        tracking={"log_every": 10},
+        checkpoint={"every": 250},
+    )
+    (plan,) = Recipe(config).plans(1)
+    tightest = Recipe(config).max_staleness([plan]) // 2
+    config = config.model_copy(update={"replay": config.replay.model_copy(update={"max_staleness": tightest})})
+    distill(config)
+    records = _training(config)
+    assert records[-1]["step"] == 500
+    _check_staleness(config)
+    one = Recipe(config.model_copy(update={"trainer": config.trainer.model_copy(update={"num_workers": 1})}))
+    (alone,) = one.plans(1)
+    for origin in alone.origins:
+        shares = [r.get(f"states/share_{origin.label}", 0.0) for r in records]
+        expected = sum(alone.counts(n)[origin] for n in range(500)) / (500 * 32)
+        assert sum(shares) / len(shares) == pytest.approx(expected, abs=0.01)
+
+
+def _when(condition, act, timeout_s=120):
+    """Do `act` in a thread once `condition` holds."""
+
+    def watch():
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if condition():
+                act()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def _kill(title):
+    """Kill one process of this session's Ray by what Ray calls it."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if any(title in part for part in process.info["cmdline"] or []):
+            process.kill()
+            return
+    raise AssertionError(f"no process {title!r}")
+
+
+def _reached(config, step):
+    return lambda: any(r["step"] >= step for r in _training(config))
+
+
+def _long(**changes):
+    return small_run(trainer={"steps": 150}, checkpoint={"every": 40}, **changes)
+
+
+def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(run_dir):
+    config = _long(output=run_dir, states=THREE_SOURCES)
+    killed = _when(_reached(config, 20), lambda: _kill("ray::MapWorker"))
+    distill(config)
+    killed.join()
+    assert [r["step"] for r in _training(config)] == list(range(2, 151, 2))
+    _check_staleness(config)
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint(run_dir):
+    config = _long(output=run_dir)
+    killed = _when(_reached(config, 60), lambda: _kill("ray::RayTrainWorker"))
+    distill(config)
+    killed.join()
+    steps = [r["step"] for r in _training(config)]
+    assert steps[-1] == 150
+    again = next(i for i in range(1, len(steps)) if steps[i] < steps[i - 1])
+    assert steps[again] >= 42  # not from the start
+    _check_staleness(config)
+
+
+def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir):
+    config = _long(output=run_dir, objective=PD, states=THREE_SOURCES)
+    _when(_reached(config, 170), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(RunStoppedError, match=r"SIGTERM after step \d+ of 300.*--resume") as stopped:
+        distill(config)
+    assert stopped.value.exit_code == 143
+    before = _training(config)[-1]["step"]
+    assert 170 <= before < 300
+    folder = str(Path(config.output, config.name))
+    with pytest.raises(ConfigError, match=r"`trainer.num_workers` of a resumed run must stay 1, but is 2"):
+        resumed_config(folder, ["trainer.num_workers=2"])
+    result = distill(resumed_config(folder, []), resume=True)
+    assert list(result.rounds) == [4, 2]
+    steps = [r["step"] for r in _training(config)]
+    assert steps[-1] == 300
+    assert before <= next(b for a, b in zip(steps, steps[1:], strict=False) if b > before) <= before + 4
+
+
+def test_bad_input_is_known_before_an_actor_starts(run_dir):
+    for changes, expected in (
+        ({"data": {"source": "/nowhere"}}, "does not exist"),
+        ({"trainer": {"batch_size": 4000}}, "at least one batch of 4000 images"),
+        ({"teacher": {"model": "ddil_ray.testing:nothing"}}, "teacher.model"),
+    ):
+        with pytest.raises((ConfigError, ValueError), match=expected):
+            distill(small_run(output=run_dir, **changes))
+    assert not Path(run_dir).exists()

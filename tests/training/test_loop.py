@@ -1,0 +1,186 @@
+"""Pins the loop in one process: the base method, the mixture, the age of states, exact continuation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from runs import PD, THREE_SOURCES, small_run
+
+from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.states.batch import Origin
+from ddil_ray.states.source import SourceContext, StateRequest, make_states
+from ddil_ray.training.inline import distill_inline
+from ddil_ray.training.learner import Learner
+from ddil_ray.training.loop import TrainingLoop
+from ddil_ray.training.recipe import Recipe
+
+OBJECTIVES = {"pd": PD, "lcm": {"type": "lcm", "solver_steps": 10, "student_steps": 2}}
+
+
+def _losses(result):
+    return [record["loss"] for record in result.records]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_forward_only_priors_are_the_base_method_bit_for_bit(name):
+    """Oracle 22, against a loop written out here: forward states, the expert's label, a step. 50 steps."""
+    changes = {"trainer": {"steps": 50}, "tracking": {"log_every": 1}}
+    config = small_run(objective=OBJECTIVES[name], states={"forward": 1.0}, **changes)
+    recipe = Recipe(config)
+    made = recipe.ingredients()
+    objective, expert = made.objective, made.expert()
+    student = recipe.student_of(made.teacher)
+    learner = Learner(student, objective, recipe.optimizer_settings())
+    context = SourceContext(
+        made.teacher.schedule, made.teacher.sample_shape, recipe.conditions(made.data), images=made.data.images
+    )
+    base, phase = [], objective.phases[0]
+    for step in range(50):
+        states = make_states(context, phase, StateRequest(Origin.FORWARD, 0, step, 16, config.seed), version=-1)
+        with torch.no_grad():
+            label = objective.label(expert, states, phase)
+        base.append(learner.update(states.labelled(label))["loss"])
+    assert _losses(distill_inline(recipe))[:50] == base
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_source_reaches_training_in_its_share(name):
+    states = {"forward": 0.25, "student": 0.25, "teacher": 0.25, "mixed": 0.25}
+    result = distill_inline(Recipe(small_run(objective=OBJECTIVES[name], states=states)))
+    for origin in Origin:
+        shares = [r[f"states/share_{origin.label}"] for r in result.records]
+        assert sum(shares) / len(shares) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_rounds_start_from_the_averaged_student_of_the_round_before():
+    result = distill_inline(Recipe(small_run(objective=PD)))
+    assert list(result.rounds) == [4, 2]
+    assert all(not p.requires_grad for m in result.rounds.values() for p in m.network.parameters())
+
+
+def test_student_states_follow_the_student_and_stop_following_when_not_synced():
+    synced, stale = (
+        distill_inline(Recipe(small_run(states={"student": 1.0, "forward": 0.0})), refresh=refresh)
+        for refresh in (True, False)
+    )
+    assert _losses(synced)[:2] == _losses(stale)[:2]
+    assert _losses(synced) != _losses(stale)
+
+
+class Recorder:
+    """Hooks that keep what they are given."""
+
+    def __init__(self, stop_at=None, refresh=None):
+        self.records, self.checkpoints, self.published, self.stop_at = [], [], [], stop_at
+        self.refresh = refresh or (lambda step: None)
+
+    def phase_started(self, step, learner):
+        self.published.append(step)
+        self.refresh(step)
+
+    def publish(self, step, learner):
+        self.published.append(step)
+        self.refresh(step)
+
+    def log(self, record):
+        self.records.append(record)
+
+    def checkpoint(self, step, state):
+        self.checkpoints.append((step, copy.deepcopy(state)))
+
+    def should_stop(self, step):
+        return step == self.stop_at
+
+
+def _loop(recipe, hooks, *, version=lambda: 0, taken=None):
+    """A loop fed by blocks whose labels are states themselves, from weights of `version()`."""
+    made = recipe.ingredients()
+    student = recipe.student_of(made.teacher)
+    context = SourceContext(
+        made.teacher.schedule,
+        made.teacher.sample_shape,
+        recipe.conditions(made.data),
+        images=made.data.images,
+        student=made.teacher.denoiser(),
+        teacher=made.teacher.denoiser(),
+    )
+    blocks = dict.fromkeys(recipe.priors.origins, 0) if taken is None else taken
+
+    def feed(origin):
+        def block():
+            phase = made.objective.phases[0]
+            request = StateRequest(origin, 0, blocks[origin], 16, 0)
+            blocks[origin] += 1
+            states = make_states(context, phase, request, version=version() if origin == Origin.STUDENT else -1)
+            return states.labelled(states.x_t)
+
+        return block
+
+    return TrainingLoop(
+        learner=Learner(student, made.objective, recipe.optimizer_settings()),
+        plans=made.plans,
+        feeds={o: feed(o) for o in recipe.priors.origins},
+        hooks=hooks,
+        settings=recipe.loop_settings(max_staleness=made.max_staleness),
+    ), blocks
+
+
+def test_weights_are_published_at_the_start_and_every_period():
+    hooks = Recorder()
+    _loop(Recipe(small_run()), hooks, version=lambda: hooks.published[-1])[0].run()
+    assert hooks.published == [0, 4, 8, 12, 16]
+
+
+def test_a_state_older_than_the_bound_never_reaches_the_student():
+    """Weights that are never newer than step 0: the loop refuses the first row that is too old."""
+    recipe = Recipe(small_run(replay={"max_staleness": 8}))
+    loop, _ = _loop(recipe, Recorder(), version=lambda: 0)
+    with pytest.raises(RuntimeError, match=r"at most 8 steps old at step 9"):
+        loop.run()
+    assert loop.step == 9
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_losses():
+    """Oracle 25, with a replay buffer that holds rows back and draws them at random."""
+    recipe = Recipe(small_run(replay={"reuse": 2}, tracking={"log_every": 1}, states=THREE_SOURCES))
+    whole = Recorder()
+    _loop(recipe, whole, version=lambda: 10**6)[0].run()
+    stopped = Recorder(stop_at=12)
+    loop, taken = _loop(recipe, stopped, version=lambda: 10**6)
+    assert not loop.run()
+    step, state = stopped.checkpoints[-1]
+    assert step == 12
+    resumed = Recorder()
+    loop, _ = _loop(recipe, resumed, version=lambda: 10**6, taken=dict(taken))
+    loop.load_state_dict(state)
+    loop.run()
+    assert [r["loss"] for r in stopped.records + resumed.records] == [r["loss"] for r in whole.records]
+
+
+def test_a_bound_that_would_stall_is_refused_with_the_least_that_does_not():
+    with pytest.raises(ConfigError, match=r"`replay.max_staleness` must be at least 5 steps.*but is 3 instead"):
+        Recipe(small_run(replay={"max_staleness": 3})).ingredients()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice():
+    """Through a learning rate that overflows the weights."""
+    config = small_run(trainer={"lr": 1e30, "clip_norm": 1e30, "steps": 20})
+    with pytest.raises(RunFailedError, match=r"NaN or infinity.*trainer.lr"):
+        distill_inline(Recipe(config))
+
+
+def test_averages_follow_their_closed_form():
+    """Oracle 24: 1 - d^n after n updates towards a constant."""
+    recipe = Recipe(small_run(trainer={"ema_decay": 0.9, "lr": 1e-12}))
+    made = recipe.ingredients()
+    learner = Learner(recipe.student_of(made.teacher), made.objective, recipe.optimizer_settings())
+    first = next(iter(learner.ema.module.parameters()))
+    weight = next(iter(learner.student.network.parameters()))
+    weight.data.fill_(0.0)
+    learner.ema.update_parameters(learner.student.network)
+    weight.data.fill_(1.0)
+    for _ in range(6):
+        learner.ema.update_parameters(learner.student.network)
+    torch.testing.assert_close(first.detach(), torch.full_like(first, 1 - 0.9**6))
