@@ -161,12 +161,9 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
             _fit(Recipe(config), made, store, hub, lambda: _watch(hub, journal, view, signals, folder))
         finally:
             ray.kill(hub)
-    newest = store.newest(ranks=config.trainer.num_workers)
-    if newest is None:
+    state = load_rank_state(store, ranks=config.trainer.num_workers, rank=0)
+    if state is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
-    fs, _ = store.filesystem()
-    with ray.train.Checkpoint(newest, filesystem=fs).as_directory() as path:
-        state = load_rank_state(Path(path), 0)
     total = config.trainer.steps * len(made.objective.phases)
     if state["step"] < total:
         raise RunStoppedError(
@@ -199,11 +196,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, hub: Any, wa
     phases, gpus = len(made.objective.phases), float(config.trainer.num_gpus)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={
-            "context": context,
-            "store": store,
-            "resume_from": store.newest(ranks=config.trainer.num_workers),
-        },
+        train_loop_config={"context": context, "store": store},
         datasets={o.label: stream_factory(context, o, phases=phases) for o in recipe.priors.origins},
         dataset_config=StreamSplit(),
         torch_config=TorchConfig(backend=None if gpus else "gloo"),

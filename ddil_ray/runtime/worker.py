@@ -29,7 +29,7 @@ __all__ = ["load_rank_state", "train_worker"]
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry of a Ray Train worker; `settings` holds `context` (RunContext), `store` and `resume_from`."""
+    """Entry of a Ray Train worker; `settings` holds `context` (RunContext) and `store` (CheckpointStore)."""
     context: RunContext = settings["context"]
     recipe, worker = context.recipe, ray.train.get_context()
     shards = {o: ray.train.get_dataset_shard(o.label) for o in recipe.priors.origins}
@@ -52,7 +52,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         hooks=hooks,
         settings=recipe.loop_settings(max_staleness=context.max_staleness, rank=rank),
     )
-    state = _newest_state(settings["store"], settings["resume_from"], rank)
+    state = load_rank_state(settings["store"], ranks=worker.get_world_size(), rank=rank)
     if state is not None:
         loop.load_state_dict(state)
     if rank == 0:
@@ -70,21 +70,18 @@ def _data_parallel(network: torch.nn.Module) -> torch.nn.Module:
     return wrapped
 
 
-def _newest_state(store: CheckpointStore, resume_from: str | None, rank: int) -> dict[str, Any] | None:
-    """State of this rank from the checkpoint of this Ray Train run, else from the one the run was resumed with."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None and resume_from is not None:
-        checkpoint = ray.train.Checkpoint(resume_from, filesystem=store.filesystem()[0])
-    if checkpoint is None:
+def load_rank_state(store: CheckpointStore, *, ranks: int, rank: int) -> dict[str, Any] | None:
+    """`TrainingLoop.state_dict` of `rank` from the newest whole checkpoint, None if there is none.
+
+    Read from the store and not from `ray.train.get_checkpoint`, which does not know of a checkpoint whose worker died
+    before the controller had asked for it.
+    """
+    newest = store.newest(ranks=ranks)
+    if newest is None:
         return None
-    with checkpoint.as_directory() as folder:
-        return load_rank_state(Path(folder), rank)
-
-
-def load_rank_state(folder: Path, rank: int) -> dict[str, Any]:
-    """`TrainingLoop.state_dict` of `rank` as `_RayHooks.checkpoint` wrote it."""
-    shared = torch.load(folder / SHARED_FILE, weights_only=True, map_location="cpu")
-    mine = torch.load(folder / RANK_FILE.format(rank=rank), weights_only=False, map_location="cpu")
+    with ray.train.Checkpoint(newest, filesystem=store.filesystem()[0]).as_directory() as folder:
+        shared = torch.load(Path(folder) / SHARED_FILE, weights_only=True, map_location="cpu")
+        mine = torch.load(Path(folder) / RANK_FILE.format(rank=rank), weights_only=False, map_location="cpu")
     return {**shared, "rank": mine}
 
 
