@@ -43,16 +43,20 @@ _MODULE_USAGE = """The network's weights are in `model.safetensors`; load them a
 
 def ddim_scheduler(teacher: DiffusionModel) -> DDIMScheduler:
     """DDIM on the trailing grid, whose N timesteps are the times n / N of this library; clips nothing."""
-    config = {**teacher.scheduler_config, "timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
-    return DDIMScheduler.from_config({**config, "steps_offset": 0, "set_alpha_to_one": True})
+    changes = {"timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
+    return DDIMScheduler.from_config({**_unclipped(teacher), **changes})
 
 
 def consistency_scheduler(teacher: DiffusionModel, *, solver_steps: int, timestep_scaling: float) -> LCMScheduler:
     """LCMScheduler on the grid that a consistency student was trained on."""
-    config = {**teacher.scheduler_config, "clip_sample": False, "thresholding": False}
-    return LCMScheduler.from_config(
-        {**config, "original_inference_steps": solver_steps, "timestep_scaling": timestep_scaling}
-    )
+    changes = {"original_inference_steps": solver_steps, "timestep_scaling": timestep_scaling}
+    return LCMScheduler.from_config({**_unclipped(teacher), **changes})
+
+
+def _unclipped(teacher: DiffusionModel) -> dict[str, Any]:
+    """The teacher's schedule without clipping. diffusers' own `_` entries would make it ignore what is set here."""
+    config = {key: value for key, value in teacher.scheduler_config.items() if not key.startswith("_")}
+    return {**config, "clip_sample": False, "thresholding": False}
 
 
 def save_model_folder(

@@ -13,7 +13,18 @@ from ddil_ray.report import Figure, Table, line_chart, save_grid, write_page
 from ddil_ray.states.batch import Origin
 from ddil_ray.training.recipe import Ingredients, Recipe
 
-__all__ = ["SCORES", "Scores", "export_students", "new_benchmark", "run_report", "samplers_of", "score_rows", "scores"]
+__all__ = [
+    "SCORES",
+    "Scores",
+    "export_students",
+    "new_benchmark",
+    "run_report",
+    "samplers_of",
+    "score_parts",
+    "score_rows",
+    "scores",
+    "teacher_samplers",
+]
 
 Record = dict[str, float]
 Section = tuple[str, list[Figure | Table]]
@@ -78,8 +89,14 @@ def samplers_of(
     steps, w = recipe.config.evaluation.steps, recipe.student_guidance
     return {
         "student": student_samplers(made.objective, rounds, steps, w=w),
-        "teacher": {n: teacher_sampler(made.expert(), made.teacher.schedule, n, w=w) for n in steps},
+        "teacher": teacher_samplers(recipe, made),
     }
+
+
+def teacher_samplers(recipe: Recipe, made: Ingredients) -> dict[int, Sampler]:
+    """The teacher's samplers at the steps that are evaluated."""
+    steps, w = recipe.config.evaluation.steps, recipe.student_guidance
+    return {n: teacher_sampler(made.expert(), made.teacher.schedule, n, w=w) for n in steps}
 
 
 def scores(benchmark: Benchmark, samplers: Mapping[str, Mapping[int, Sampler]], grids: Path | None = None) -> Scores:

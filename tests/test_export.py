@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import ConsistencyModelPipeline, DDIMScheduler
 
+from ddil_ray.diffusion.solver import sample
 from ddil_ray.evaluation import exported_sampler, student_samplers
 from ddil_ray.export import consistency_scheduler, ddim_scheduler, save_model_folder
 from ddil_ray.models import load_model
@@ -29,11 +30,8 @@ def _student(zero_snr=True):
 
 
 def _save(folder, method, model):
-    scheduler = (
-        ddim_scheduler(model)
-        if method == "pd"
-        else consistency_scheduler(model, solver_steps=50, timestep_scaling=10.0)
-    )
+    consistency = consistency_scheduler(model, solver_steps=50, timestep_scaling=10.0)
+    scheduler = ddim_scheduler(model) if method == "pd" else consistency
     save_model_folder(folder, model, scheduler=scheduler, name="s", description="d", steps=4, facts={"a": "b"})
 
 
@@ -45,9 +43,8 @@ def test_diffusers_samples_what_we_sample(tmp_path, method, steps, zero_snr):
     _save(tmp_path, method, model)
     pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    noise = torch.randn(4, 1, 8, 8)
     theirs = pipeline(
-        batch_size=4, class_labels=list(LABELS), num_inference_steps=steps, latents=noise.clone(), output_type="pt",
+        batch_size=4, class_labels=list(LABELS), num_inference_steps=steps, output_type="pt",
         generator=torch.Generator().manual_seed(5),
     ).images  # fmt: skip
     schedule = model.schedule
@@ -61,7 +58,12 @@ def test_diffusers_samples_what_we_sample(tmp_path, method, steps, zero_snr):
         student_samplers(objective, {steps: model}, [steps], w=0.0)[steps],
         exported_sampler(load_model(str(tmp_path)), steps),
     ):
-        ours = sampler(noise, cond, seed=5)
+        generator = torch.Generator().manual_seed(5)
+        noise = torch.randn(4, 1, 8, 8, generator=generator)
+        ours = sample(
+            sampler.denoiser, noise, times=sampler.times, cond=cond, w=torch.zeros(4), schedule=sampler.schedule,
+            transition=sampler.transition, generator=generator,
+        ).clamp(-1, 1)  # fmt: skip
         torch.testing.assert_close((ours + 1) / 2, theirs, rtol=0, atol=2e-3)
 
 

@@ -30,7 +30,7 @@ def evaluate(
     from ddil_ray.folder import write_json
     from ddil_ray.models import load_model
     from ddil_ray.report import write_page
-    from ddil_ray.results import SCORES, new_benchmark, samplers_of, score_parts, score_rows, scores
+    from ddil_ray.results import SCORES, new_benchmark, score_parts, score_rows, scores, teacher_samplers
     from ddil_ray.training.recipe import Recipe
 
     recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
@@ -39,7 +39,7 @@ def evaluate(
     steps = recipe.config.evaluation.steps
     samplers = {
         "model": {n: exported_sampler(student, n) for n in steps},
-        "teacher": samplers_of(recipe, made, {})["teacher"],
+        "teacher": teacher_samplers(recipe, made),
     }
     benchmark = new_benchmark(recipe, made)
     measured = scores(benchmark, samplers, out / "samples")

@@ -34,11 +34,11 @@ def test_held_out_teacher_samples_are_from_other_noise(benchmark):
 
 
 def test_data_measures_close_to_data_and_constant_samples_show_no_spread(benchmark):
-    good = benchmark.measure(DATA.images[:300])
+    good = benchmark.measure(DATA.images[:64])
     flat = benchmark.measure(torch.zeros(64, 1, 8, 8))
     assert good["frechet_data"] < flat["frechet_data"]
-    assert good["coverage"] > 0.4
-    assert (flat["spread"], flat["coverage"] < 0.05) == (0.0, True)
+    assert good["coverage"] > 5 * flat["coverage"]
+    assert flat["spread"] == 0.0
 
 
 def test_rounds_are_sampled_at_their_own_steps_only():
