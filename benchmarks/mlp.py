@@ -11,7 +11,7 @@ from ddil_ray.models.model import DiffusionModel
 
 __all__ = ["new_model"]
 
-WIDTH, BLOCKS, CLASSES = 256, 3, 10
+WIDTH, BLOCKS, CLASSES = 128, 2, 10
 
 
 class Block(nn.Module):
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """About 1 M parameters."""
+    """About 200,000 parameters."""
 
     def __init__(self) -> None:
         super().__init__()

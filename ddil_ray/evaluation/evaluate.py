@@ -18,6 +18,9 @@ from ddil_ray.evaluation.samplers import Sampler
 
 __all__ = ["Benchmark"]
 
+_PRDC_ROWS = 2000
+"""Samples used for neighbour counts, whose cost grows with the square."""
+
 
 class Benchmark:
     """Fixed noises, conditions, references and features, against which samplers are measured.
@@ -43,17 +46,15 @@ class Benchmark:
     ) -> None:
         self.batch_size, self.seed = batch_size, seed
         self.features = features or train_features(data)
-        self._generator = torch.Generator().manual_seed(seed)
-        self.noise, self.cond = self._draw(data, num_samples)
-        other_noise, other_cond = self._draw(data, num_samples)
+        generator = torch.Generator().manual_seed(seed)
+        # Both sets have the same conditions, as frequent as in the data: a distance between them is not about classes.
+        rows = torch.randperm(len(data), generator=generator).repeat(-(-num_samples // len(data)))[:num_samples]
+        self.cond = data.labels[rows]
+        self.noise, other = torch.randn(2, num_samples, *data.images.shape[1:], generator=generator)
         self.teacher_paired = self.samples(reference)
-        self.teacher_held_out = reference(other_noise, other_cond, seed=seed + 1, batch_size=batch_size)
+        self.teacher_held_out = reference(other, self.cond, seed=seed + 1, batch_size=batch_size)
         self._data_features = self.features(data.images)
         self._teacher_features = self.features(self.teacher_held_out)
-
-    def _draw(self, data: ImageData, rows: int) -> tuple[Tensor, Tensor]:
-        noise = torch.randn(rows, *data.images.shape[1:], generator=self._generator)
-        return noise, data.labels[torch.randint(len(data), (rows,), generator=self._generator)]
 
     def samples(self, sampler: Sampler) -> Tensor:
         """(N, C, H, W) samples from the fixed noises."""
@@ -68,7 +69,7 @@ class Benchmark:
         return {
             "frechet_data": frechet_distance(self._data_features, features),
             "frechet_teacher": frechet_distance(self._teacher_features, features),
-            **prdc(self._data_features, features),
+            **prdc(self._data_features, features[:_PRDC_ROWS]),
             "paired_error": paired_error(samples, self.teacher_paired),
             "spread": float(samples.std(0).mean()),
         }
