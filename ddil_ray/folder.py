@@ -53,14 +53,14 @@ class RunFolder:
             ) from error
         self._sent: dict[str, float] = {}
 
-    def used(self) -> bool:
-        """Whether a run has begun here."""
-        return bool(self.fs.exists(f"{self.root}/config.yaml"))
+    def has(self, name: str) -> bool:
+        """Whether a file or folder of that name is here."""
+        return bool(self.fs.exists(f"{self.root}/{name}"))
 
     def fetch(self, *names: str) -> None:
         """Bring files of a run that began elsewhere; those that are not there are left out."""
         for name in names:
-            if self.remote and self.fs.exists(f"{self.root}/{name}"):
+            if self.remote and self.has(name):
                 self.fs.get_file(f"{self.root}/{name}", str(self.local / name))
 
     def sync(self) -> None:

@@ -88,10 +88,10 @@ def distill(
         RunFailedError: training failed; what was saved is there, and `--resume` goes on.
         RunStoppedError: a signal came; a last checkpoint is there.
     """
-    recipe = Recipe(config)
+    recipe, view = Recipe(config), view or View()
     made = recipe.ingredients()
     folder = RunFolder(config.output, config.name)
-    if folder.used() and not resume:
+    if folder.has("checkpoints") and not resume:
         raise ConfigError(
             f"`name` must be new, but {folder.url} holds a run already. Choose another `name`, or go on with "
             f"`ddil-ray distill --resume {folder.url}`."
@@ -104,9 +104,9 @@ def distill(
     tracker.start()
     status = "failed"
     try:
-        with view or View() as shown, connected(config, verbose=verbose):
-            rounds = _train(recipe, made, folder, shown)
-        shown.say("Trained; measuring and writing the results.")
+        with view, connected(config, verbose=verbose):
+            rounds = _train(recipe, made, folder, view)
+        view.say("Trained; measuring and writing the results.")
         result = _results(recipe, made, rounds, folder, benchmark, tracker.tracker.look())
         status = "finished"
     except RunStoppedError:
@@ -117,7 +117,7 @@ def distill(
         unsent = tracker.finish(status, [f for f in files if f.exists()])
         folder.sync()
         if unsent:
-            (view or View()).say(unsent)
+            view.say(unsent)
     return result
 
 
@@ -199,7 +199,8 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, hub: Any, wa
         train_loop_config={"context": context, "store": store},
         datasets={o.label: stream_factory(context, o, phases=phases) for o in recipe.priors.origins},
         dataset_config=StreamSplit(),
-        torch_config=TorchConfig(backend=None if gpus else "gloo"),
+        # NCCL refuses two ranks on one GPU, which a share of less than one allows.
+        torch_config=TorchConfig(backend=None if gpus >= 1 else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.trainer.num_workers,
             use_gpu=gpus > 0,

@@ -180,7 +180,7 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the feeds must start at `blocks_taken`."""
+        """Restore what `state_dict` gave; the feeds must go on behind the blocks taken."""
         self.step = state["step"]
         self.learner.load_state_dict(state["learner"])
         rank = state["rank"]

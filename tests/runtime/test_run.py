@@ -67,10 +67,14 @@ def test_progressive_distillation_goes_from_teacher_to_student(run_dir):
 def test_ray_changes_nothing_about_the_method(run_dir):
     """Forward and teacher states do not depend on timing: the losses are those of the same run without Ray."""
     states = {"forward": 0.5, "teacher": 0.5}
-    config = small_run(objective=PD, states=states, output=run_dir, labels={"placement": "pool"})
+    url = f"file://{run_dir}"  # an fsspec URL: files are mirrored, checkpoints go through its filesystem
+    config = small_run(objective=PD, states=states, output=url, labels={"placement": "pool"})
     distill(config)
+    here = config.model_copy(update={"output": run_dir})
     inline = distill_inline(Recipe(config))
-    assert [r["loss"] for r in _training(config)] == pytest.approx([r["loss"] for r in inline.records], rel=1e-5)
+    assert [r["loss"] for r in _training(here)] == pytest.approx([r["loss"] for r in inline.records], rel=1e-5)
+    assert (Path(run_dir) / "small" / "student" / "model.safetensors").exists()
+    assert list((Path(run_dir) / "small" / "checkpoints" / "attempt-1").glob("checkpoint_*"))
 
 
 def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):

@@ -123,6 +123,21 @@ def test_an_exact_teacher_visits_the_forward_marginals():
             assert abs(float(visited.std()) - float(schedule.sigma(u))) < 0.025
 
 
+def test_visited_states_of_a_gaussian_have_the_moments_of_the_affine_recursion():
+    """Oracle 20: D(x) = c + k x gives mean' = a (c + k mean), var' = a^2 k^2 var + s^2. 20,000 x 4 values, 5 sd."""
+    states = _roll((Policy(TEACHER, SCHEDULE, "renoise"),), torch.randn(20_000, 4))
+    mean, variance = 0.0, 1.0
+    for stage in range(3):
+        t, s = GRID[stage][None], GRID[stage + 1][None]
+        ends = TEACHER(torch.tensor([[0.0], [1.0]], dtype=torch.float64), t.repeat(2), torch.zeros(2), torch.zeros(2))
+        c, k = float(ends[0]), float(ends[1] - ends[0])
+        alpha, sigma = float(SCHEDULE.alpha(s)), float(SCHEDULE.sigma(s))
+        mean, variance = alpha * (c + k * mean), (alpha * k) ** 2 * variance + sigma**2
+        visited = states[:, stage + 1]
+        assert abs(float(visited.mean()) - mean) < 5 * (variance / 80_000) ** 0.5
+        assert abs(float(visited.var()) - variance) < 5 * variance * (2 / 80_000) ** 0.5
+
+
 def test_pure_noise_is_where_every_rollout_starts():
     noise = torch.randn(16, 8)
     states = _roll((Policy(STUDENT, SCHEDULE, "ddim"),), noise)

@@ -110,6 +110,16 @@ def test_plain_lines_where_there_is_no_terminal():
     assert len(line.strip().splitlines()) == 1
 
 
+def test_the_live_view_shows_phase_step_and_loss():
+    out = io.StringIO()
+    with View(Console(file=out, width=160, force_terminal=True)) as view:
+        view.show({**_records(9, 10)[0], "throughput/samples_per_s": 500.0})
+        view._progress.refresh()
+    assert "phase 1" in out.getvalue()
+    assert "9/20" in out.getvalue()
+    assert "loss 0.1" in out.getvalue()
+
+
 def test_the_state_of_tracking_is_readable(tmp_path):
     background = _background(tmp_path, f"sqlite:///{tmp_path}/m.db")
     background.start()
