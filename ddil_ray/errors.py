@@ -10,7 +10,13 @@ __all__ = [
     "RunStoppedError",
     "ShapeError",
     "StaleStateError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, for quoting inside a message: its first line, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class DdilError(Exception):

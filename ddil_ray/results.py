@@ -153,7 +153,9 @@ def run_report(
 
 
 def _training_figures(records: Sequence[Record]) -> list[Figure | Table]:
-    steps = [r for r in records if "loss" in r]
+    # A run that went on from a checkpoint did some steps twice: the last time counts.
+    steps = list({r["step"]: r for r in records if "loss" in r}.values())
+    steps.sort(key=lambda r: r["step"])
 
     def series(prefix: str) -> dict[str, tuple[list[float], list[float]]]:
         names = sorted({k for r in steps for k in r if k.startswith(prefix)})

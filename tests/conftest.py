@@ -35,6 +35,7 @@ def ray_cluster() -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=12,
+            num_gpus=1,  # in name only: roles get shares of it, and compute on the CPU
             object_store_memory=300 * 2**20,
             include_dashboard=False,
             log_to_driver=False,

@@ -61,12 +61,13 @@ def distill(
         return
     if result.scores:
         print_table("Scores", ["model", "steps", *SCORES.values()], score_rows(result.scores))
-    steps = list(result.rounds)[-1]
+    steps, student = list(result.rounds.items())[-1]
+    loadable = student.family != "module"  # a factory's student is weights alone
     print_lines(
         f"student  {result.folder}/student",
         f"report   {result.folder}/report.html",
         *([f"tracked  {result.look}"] if result.look else []),
-        f"next     ddil-ray sample {result.folder}/student --steps {steps} --out samples.png",
+        *([f"next     ddil-ray sample {result.folder}/student --steps {steps} --out samples.png"] if loadable else []),
     )
 
 

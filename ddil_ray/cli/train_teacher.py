@@ -28,8 +28,8 @@ def train_teacher(config: Config, overrides: Overrides = None, as_json: AsJson =
     data = teacher_data(run)
     model = new_teacher(run, data)
     folder = RunFolder(run.output, run.name)
-    if folder.has("teacher"):
-        raise ConfigError(f"`name` must be new, but {folder.url} holds a teacher already. Choose another `name`.")
+    if folder.has("teacher") or folder.has("checkpoints"):
+        raise ConfigError(f"`name` must be new, but {folder.url} holds a run already. Choose another `name`.")
     (folder.local / "config.yaml").write_text(to_yaml(run))
     write_json(folder.local / "environment.json", environment(run.seed))
     with View() as view:

@@ -265,7 +265,7 @@ class Evaluation(Group):
     """What is measured when training ends."""
 
     enabled: bool = True
-    num_samples: Count = 1000
+    num_samples: Annotated[StrictInt, Field(ge=6)] = 1000
     steps: tuple[Count, ...] = Field((1, 2, 4, 8), min_length=1)
     teacher_steps: Count = Field(64, description="DDIM steps of the teacher's reference samples")
     batch_size: Count = 256

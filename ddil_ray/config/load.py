@@ -91,7 +91,7 @@ def _read(source: str) -> str:
     try:
         with fsspec.open(source, "r") as file:
             return str(file.read())
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # every filesystem has errors of its own
         close = difflib.get_close_matches(source, preset_names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(
@@ -136,7 +136,7 @@ def _apply(tree: dict[str, Any], places: dict[Path_, str], override: str) -> Non
         raise ConfigError(f"An override must be `dotted.key=value`, but is {override!r} instead.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"The value of override {override!r} must be YAML, but cannot be read: {error}") from None
     node = tree
     for name in keys[:-1]:

@@ -59,10 +59,16 @@ class RunConfig(Group):
                 "teacher.guidance must be one number unless the student is told it, but is a range; set one number, "
                 "or objective.type lcm with objective.guidance_embedding true"
             )
-        held = self.replay.reuse * self.trainer.batch_size // self.trainer.num_workers
-        if self.replay.capacity < held:
+        drawn = self.replay.reuse * self.trainer.batch_size // self.trainer.num_workers
+        block = max(r.batch_size for r in (self.forward_states, self.student_rollouts, self.teacher_rollouts))
+        if self.replay.capacity < drawn + block:
             raise ValueError(
-                f"replay.capacity must hold reuse x batch_size / num_workers = {held} rows, but is "
-                f"{self.replay.capacity}"
+                f"replay.capacity must hold reuse x batch_size / num_workers rows and the largest block, "
+                f"{drawn} + {block}, but is {self.replay.capacity}"
+            )
+        if self.objective.type == "lcm" and max(self.evaluation.steps) > self.objective.solver_steps:
+            raise ValueError(
+                f"evaluation.steps must be at most objective.solver_steps ({self.objective.solver_steps}), but is "
+                f"{list(self.evaluation.steps)}"
             )
         return self

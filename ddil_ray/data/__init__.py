@@ -73,5 +73,5 @@ def _detect(source: str) -> str:
     try:
         fs, root = fsspec.core.url_to_fs(source)
         return "parquet" if any(p.endswith(".parquet") for p in fs.find(root)) else "folder"
-    except (OSError, ValueError, ImportError):
+    except Exception:  # the loader explains
         return "folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import Any
 
 import fsspec
 import torch
@@ -25,14 +26,14 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
     try:
         fs, root = fsspec.core.url_to_fs(source)
         paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in _SUFFIXES)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None
     if not paths:
         raise DataError(
             f"`data.source` must be a folder with images ({', '.join(sorted(_SUFFIXES))}), but {source!r} "
             f"{'holds none' if fs.exists(root) else 'does not exist'}."
         )
-    images = [decode_image(fs.cat_file(p), name=p, image_size=image_size) for p in paths]
+    images = [decode_image(_read(fs, p), name=p, image_size=image_size) for p in paths]
     below = [PurePosixPath(p).relative_to(PurePosixPath(root)).parts[:-1] for p in paths]
     classes = sorted({parts[0] for parts in below if parts})
     flat = any(not parts for parts in below)
@@ -43,3 +44,11 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         )
     labels = [-1 if flat else classes.index(parts[0]) for parts in below]
     return ImageData(stack_images(images, paths), torch.tensor(labels), source)
+
+
+def _read(fs: Any, path: str) -> bytes:
+    try:
+        content: bytes = fs.cat_file(path)
+    except Exception as error:  # every filesystem has errors of its own
+        raise DataError(f"`data.source` must hold readable files, but {path} failed: {error}.") from None
+    return content

@@ -44,7 +44,7 @@ def _files(source: str) -> tuple[Any, list[str]]:
     try:
         fs, root = fsspec.core.url_to_fs(source)
         files = [root] if fs.isfile(root) else sorted(p for p in fs.find(root) if p.endswith(".parquet"))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be readable, but {source!r} failed: {error}.") from None
     if not files:
         raise DataError(f"`data.source` must be a Parquet file or a folder with some, but {source!r} has none.")
@@ -55,7 +55,7 @@ def _read(fs: Any, path: str) -> pa.Table:
     try:
         with fs.open(path, "rb") as file:
             return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # Arrow's, or the filesystem's own
         raise DataError(
             f"`data.source` must hold whole Parquet files, but {path} cannot be read ({error}). Write it again."
         ) from None

@@ -13,7 +13,7 @@ from ddil_ray.errors import DataError
 
 __all__ = ["decode_image", "stack_images"]
 
-_GREY_MODES = {"1", "L", "I;16"}
+_GREY_MODES, _DEEP_GREY_MODES = {"1", "L"}, {"I", "I;16", "I;16B", "I;16L"}
 
 
 def decode_image(content: bytes, *, name: str, image_size: int | None) -> Tensor:
@@ -26,8 +26,12 @@ def decode_image(content: bytes, *, name: str, image_size: int | None) -> Tensor
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("L" if opened.mode in _GREY_MODES else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError) as error:
+            if opened.mode in _DEEP_GREY_MODES:  # `convert` would clip 16 bits to 8
+                deep = np.asarray(opened).astype(np.float64).clip(0, 65535)
+                picture = Image.fromarray((deep / 257).round().astype(np.uint8))
+            else:
+                picture = opened.convert("L" if opened.mode in _GREY_MODES else "RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise DataError(
             f"`data.source` must hold readable images, but {name} is not one ({error}). Remove or replace it."
         ) from None

@@ -18,7 +18,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
@@ -111,7 +111,7 @@ def _load_url(url: str) -> DiffusionModel:
         try:
             fs, path = fsspec.core.url_to_fs(url)
             fs.get(path.rstrip("/") + "/", local + "/", recursive=True)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # every filesystem has errors of its own
             raise ConfigError(
                 f"`teacher.model` must be a readable folder, but {url!r} failed: {error}. Check the address and "
                 "its credentials."
@@ -127,5 +127,5 @@ def _load_hub(spec: str) -> DiffusionModel:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`teacher.model` must be an existing folder, a URL, `module.path:factory`, `builtin:NAME` or a hub id, "
-            f"but {spec!r} is no local path and could not be fetched as a hub id: {str(error).splitlines()[0]}"
+            f"but {spec!r} is no local path and could not be fetched as a hub id: {first_line(error)}"
         ) from error

@@ -63,7 +63,12 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
     if not verbose:
         for logger in ("ray.data", "ray.train", "ray"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS must be a running cluster, or unset for a local Ray, but is {address!r} and failed: {error}"
+        ) from error
     try:
         yield
     finally:
@@ -100,13 +105,22 @@ def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
     """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any."""
     asking = sum(d.count for d in demands(config) if d.gpus == "auto")
     fixed = sum(d.count * float(d.gpus) for d in demands(config) if d.gpus != "auto")
-    share = 0.0 if asking == 0 or gpus <= fixed else min(1.0, int((gpus - fixed) / asking * 100) / 100)
+    share = _share(asking, gpus - fixed)
     update = {}
     for name in ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels"):
         role = getattr(config, name)
         if role.num_gpus == "auto":
             update[name] = role.model_copy(update={"num_gpus": share})
     return config.model_copy(update=update)
+
+
+def _share(actors: int, gpus: float) -> float:
+    """The largest share, in hundredths, that `actors` can have so that whole numbers of them fit each GPU."""
+    if actors == 0 or gpus <= 0:
+        return 0.0
+    if gpus < 1:
+        return int(gpus / actors * 100) / 100
+    return int(100 / max(1, -(-actors // int(gpus)))) / 100
 
 
 def check_fits(config: RunConfig, resources: dict[str, float]) -> None:

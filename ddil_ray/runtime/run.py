@@ -6,9 +6,11 @@ records and heed signals meanwhile.
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,21 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "distill", "resumed_config"]
 
 _POLL_S = 0.5
+_KEPT_ON_RESUME = (
+    "trainer.num_workers",
+    "trainer.steps",
+    "trainer.batch_size",
+    "forward_states.batch_size",
+    "student_rollouts.batch_size",
+    "teacher_rollouts.batch_size",
+    "replay.reuse",
+    "states",
+    "objective",
+    "teacher",
+    "data",
+    "seed",
+)
+"""Settings that the plan of states, or the shape of a checkpoint, is made from."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +71,18 @@ def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: no run there, or an override changes the number of workers that share its checkpoints.
     """
-    parent, _, name = run_dir.rstrip("/").rpartition("/")
+    parent, slash, name = run_dir.rstrip("/").rpartition("/")
     config_file = f"{run_dir.rstrip('/')}/config.yaml"
     before = load_config(config_file, kind=RunConfig)
-    config = load_config(config_file, [*overrides, f"output={parent or '.'}", f"name={name}"], kind=RunConfig)
-    if config.trainer.num_workers != before.trainer.num_workers:
-        raise ConfigError(
-            f"`trainer.num_workers` of a resumed run must stay {before.trainer.num_workers}, but is "
-            f"{config.trainer.num_workers} instead: each worker goes on from its own part of the checkpoint."
-        )
+    place = [f"output={json.dumps(parent or slash or '.')}", f"name={json.dumps(name)}"]
+    config = load_config(config_file, [*overrides, *place], kind=RunConfig)
+    for path in _KEPT_ON_RESUME:
+        old, new = (attrgetter(path)(c) for c in (before, config))
+        if old != new:
+            raise ConfigError(
+                f"`{path}` of a resumed run must stay {old!r}, but is {new!r} instead: the checkpoint and the plan of "
+                "the run depend on it. Start a new run to change it."
+            )
     return config
 
 
@@ -96,16 +116,21 @@ def distill(
             f"`name` must be new, but {folder.url} holds a run already. Choose another `name`, or go on with "
             f"`ddil-ray distill --resume {folder.url}`."
         )
-    folder.fetch("metrics.jsonl", "tracking.json")
+    if resume:
+        folder.fetch("metrics.jsonl", "tracking.json")
+    else:  # of a run that failed before its first checkpoint
+        for name in ("metrics.jsonl", "tracking.json"):
+            (folder.local / name).unlink(missing_ok=True)
     (folder.local / "config.yaml").write_text(to_yaml(config))
     write_json(folder.local / "environment.json", environment(config.seed))
     folder.sync()
     tracker = _tracker(config, made, folder)
-    tracker.start()
     status = "failed"
     try:
         with view, connected(config, verbose=verbose):
-            rounds = _train(recipe, made, folder, view)
+            fitted = _fitted(config)
+            tracker.start()
+            rounds = _train(fitted, made, folder, view)
         view.say("Trained; measuring and writing the results.")
         result = _results(recipe, made, rounds, folder, benchmark, tracker.tracker.look())
         status = "finished"
@@ -113,9 +138,9 @@ def distill(
         status = "stopped"
         raise
     finally:
-        files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json", "config.yaml")]
+        files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json")]
         unsent = tracker.finish(status, [f for f in files if f.exists()])
-        folder.sync()
+        _sync(folder, view)
         if unsent:
             view.say(unsent)
     return result
@@ -143,6 +168,16 @@ def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder) -> Backgro
     )
 
 
+def _fitted(config: RunConfig) -> Recipe:
+    """The run with its share of the connected cluster's GPUs, which it fits."""
+    import ray
+
+    resources = ray.cluster_resources()
+    shared = with_gpu_shares(config, gpus=resources.get("GPU", 0.0))
+    check_fits(shared, resources)
+    return Recipe(shared)
+
+
 def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> dict[int, DiffusionModel]:
     """Train to the end on the connected Ray; the students of all phases."""
     import ray
@@ -150,15 +185,13 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.worker import load_rank_state
 
-    resources = ray.cluster_resources()
-    config = with_gpu_shares(recipe.config, gpus=resources.get("GPU", 0.0))
-    check_fits(config, resources)
+    config = recipe.config
     store = CheckpointStore(f"{folder.url}/checkpoints")
     hub = Hub.remote()  # type: ignore[attr-defined]
     journal = Journal(folder.local / "metrics.jsonl")
     with _Signals() as signals:
         try:
-            _fit(Recipe(config), made, store, hub, lambda: _watch(hub, journal, view, signals, folder))
+            _fit(recipe, made, store, hub, lambda: _watch(hub, journal, view, signals, folder))
         finally:
             ray.kill(hub)
     state = load_rank_state(store, ranks=config.trainer.num_workers, rank=0)
@@ -266,7 +299,15 @@ def _watch(hub: Any, journal: Journal, view: View, signals: _Signals, folder: Ru
         view.show(record)
     journal.append(records)
     if any("checkpoint/step" in record for record in records):
+        _sync(folder, view)
+
+
+def _sync(folder: RunFolder, view: View) -> None:
+    """Copy the run's files out; a storage that fails for a while must not end the run."""
+    try:
         folder.sync()
+    except Exception as error:  # every filesystem has errors of its own
+        view.say(f"{folder.url} could not be written ({error}); the files are in {folder.local}.")
 
 
 class _Signals:

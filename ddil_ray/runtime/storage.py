@@ -32,6 +32,7 @@ class CheckpointStore:
     def attempts(self) -> list[int]:
         """Numbers of the attempts so far."""
         fs, root = fsspec.core.url_to_fs(self.url)
+        fs.invalidate_cache()  # other processes write here
         names = fs.ls(root, detail=False) if fs.exists(root) else []
         return sorted(int(m[1]) for m in map(_ATTEMPT.search, (n.rstrip("/") for n in names)) if m)
 

@@ -76,6 +76,7 @@ def _configure(dataset: Dataset) -> None:
     # A stream whose prior is small may rest for long; that is no fault.
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = -1
+    context.target_max_block_size = 2**40  # a block is a request's rows: never cut, or ranks would get parts
     context.wait_for_min_actors_s = 300
     context.enable_progress_bars = False
     context.print_on_execution_start = False

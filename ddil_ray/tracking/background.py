@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddil_ray.errors import first_line
 from ddil_ray.tracking.journal import read_after
 from ddil_ray.tracking.tracker import RunInfo, Tracker
 
@@ -42,7 +43,7 @@ class BackgroundTracker:
     def __init__(self, tracker: Tracker, run: RunInfo, *, journal: Path, state: Path, timeout_s: float) -> None:
         self.tracker, self.run, self.timeout_s = tracker, run, timeout_s
         self._journal, self._state_path = journal, state
-        self._state: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {}
+        self._state = _read_state(state)
         self._wake = threading.Event()
         self._ending: tuple[str, Sequence[Path]] | None = None
         self._failures = 0
@@ -87,7 +88,10 @@ class BackgroundTracker:
                     return
             except Exception as error:  # a tracker may fail in any way; training goes on
                 if self._failures == 0:
-                    _log.warning("Tracking failed and will be tried again: %s", str(error).splitlines()[0])
+                    _log.warning(
+                        "Tracking failed and will be tried again: %s",
+                        first_line(error),
+                    )
                 self._failures += 1
                 if self._ending is not None:
                     return
@@ -101,4 +105,14 @@ class BackgroundTracker:
             self._save()
 
     def _save(self) -> None:
-        self._state_path.write_text(json.dumps(self._state))
+        whole = self._state_path.with_suffix(".part")
+        whole.write_text(json.dumps(self._state))
+        whole.replace(self._state_path)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}

@@ -45,14 +45,15 @@ class MlflowTracker:
             experiment = self._client.get_experiment_by_name(self.experiment)
             experiment_id = experiment.experiment_id if experiment else self._new_experiment()
             created = self._client.create_run(experiment_id, tags=run.tags, run_name=run.name)
-            state["run_id"], state["rounds"] = created.info.run_id, []
+            run_id, rounds = created.info.run_id, []
             for name in run.rounds:
-                tags = {**run.tags, "mlflow.parentRunId": state["run_id"]}
+                tags = {**run.tags, "mlflow.parentRunId": run_id}
                 nested = self._client.create_run(experiment_id, tags=tags, run_name=f"{run.name} {name}")
-                state["rounds"].append(nested.info.run_id)
+                rounds.append(nested.info.run_id)
             params = [Param(key, value[:6000]) for key, value in run.params.items()]
             for start in range(0, len(params), _PARAMS_PER_CALL):
-                self._client.log_batch(state["run_id"], params=params[start : start + _PARAMS_PER_CALL])
+                self._client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])
+            state.update(run_id=run_id, rounds=rounds)  # only once all of it is there: a failed call is made again
         else:
             for run_id in (state["run_id"], *state["rounds"]):
                 self._client.update_run(run_id, status="RUNNING")
@@ -96,4 +97,6 @@ class MlflowTracker:
 
     def look(self) -> str:
         """See `Tracker.look`."""
+        if self.uri.startswith("http"):
+            return f"MLflow at {self.uri.rpartition('@')[2]}"
         return f"mlflow ui --backend-store-uri {self.uri}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from ddil_ray.config.teacher import TeacherTrainer
 from ddil_ray.data import ImageData, load_images
 from ddil_ray.diffusion.prediction import from_x0
 from ddil_ray.diffusion.schedule import add_noise
-from ddil_ray.errors import ConfigError, DataError
+from ddil_ray.errors import ConfigError, DataError, RunFailedError
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.unet import new_unet, unet_model
 from ddil_ray.training.learner import OptimizerSettings
@@ -29,7 +30,7 @@ def teacher_data(config: TeacherConfig) -> ImageData:
     """The images to train on.
 
     Raises:
-        DataError: unreadable, fewer than a batch, or not square.
+        DataError: unreadable, or fewer than a batch.
     """
     data = load_images(**config.data.model_dump())
     if len(data) < config.trainer.batch_size:
@@ -102,6 +103,8 @@ def train_teacher(
         schedule.step()
         average.update_parameters(network)
         losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise RunFailedError(f"The loss must stay finite, but is {losses[-1]} at step {step}. Lower `trainer.lr`.")
         if step % _RECORD_EVERY == 0 or step == settings.steps:
             seconds = time.perf_counter() - started
             on_record(

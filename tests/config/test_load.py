@@ -63,7 +63,7 @@ def test_pipeline_configs_load():
         ("teacher.guidance=[3,1]", r"low <= high, but is \[3.0, 1.0\]"),
         ("teacher.guidance=[1,3]", r"teacher.guidance must be one number unless the student is told it"),
         ("trainer.batch_size=10 trainer.num_workers=3", r"multiple of num_workers x accumulate \(3 x 1\), but is 10"),
-        ("replay.capacity=10", r"replay.capacity must hold reuse x batch_size / num_workers = 128 rows, but is 10"),
+        ("replay.capacity=10", r"replay.capacity must hold .*128 \+ 128, but is 10"),
         ("labels.placement=gpu", r"`labels.placement`: .*'fused' or 'pool'"),
         ("student_rollouts.num_actors=[4,2]", r"\[min, max\] with min <= max, but is \[4, 2\]"),
         ("name=a/b", r"`name`: .*pattern.*'a/b'"),

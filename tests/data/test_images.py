@@ -90,6 +90,13 @@ def test_colour_and_size():
         assert load_images(folder, image_size=16).images.shape == (1, 3, 16, 16)
 
 
+def test_sixteen_bit_greys_keep_their_shades(tmp_path):
+    ramp = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    expected = torch.from_numpy(ramp.astype(np.float32)) / 32767.5 - 1
+    torch.testing.assert_close(load_images(str(tmp_path)).images[0, 0], expected, rtol=0, atol=1 / 127)
+
+
 def test_digits_are_in_range_with_ten_classes():
     data = load_images("digits")
     assert data.images.shape == (1797, 1, 8, 8)

@@ -20,8 +20,10 @@ from ddil_ray.diffusion.threshold import (
     reflect,
 )
 
-X_0 = 2 * torch.randn(8, 3, 4, 4, dtype=torch.float64)
-FITTED = PerChannelThreshold.fit(torch.randn(500, 3, 4, 4).double() * torch.tensor([0.5, 1.0, 2.0])[:, None, None])
+_RNG = torch.Generator().manual_seed(0)
+X_0 = 4 * torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=_RNG)
+_DATA = torch.randn(500, 3, 4, 4, dtype=torch.float64, generator=_RNG)
+FITTED = PerChannelThreshold.fit(_DATA * torch.tensor([0.5, 1.0, 2.0])[:, None, None])
 ALL = {"static": StaticThreshold(0.9), "per_channel": FITTED, "dynamic": DynamicThreshold()}
 
 

@@ -27,6 +27,13 @@ def test_enough_gpus_give_a_whole_one_each():
     assert set(_gpus(with_gpu_shares(small_run(), gpus=8)).values()) == {1.0}
 
 
+@pytest.mark.parametrize(("gpus", "share"), [(2, 0.5), (3, 0.5), (1, 0.25), (4, 1.0), (0.5, 0.12)])
+def test_shares_fit_whole_gpus(gpus, share):
+    """Four roles on three GPUs: two fit each at a half; at three quarters the fourth would wait for ever."""
+    config = with_gpu_shares(small_run(states=THREE_SOURCES), gpus=gpus)
+    assert set(_gpus(config).values()) == {share}
+
+
 def test_what_is_set_is_kept_and_the_rest_shared():
     config = with_gpu_shares(small_run(trainer={"num_gpus": 1}, forward_states={"num_gpus": 0}), gpus=2)
     assert _gpus(config) == {"trainer": 1, "forward_states": 0, "student_rollouts": 1.0}

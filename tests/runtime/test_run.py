@@ -166,8 +166,13 @@ def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir):
     before = _training(config)[-1]["step"]
     assert 170 <= before < 300
     folder = str(Path(config.output, config.name))
-    with pytest.raises(ConfigError, match=r"`trainer.num_workers` of a resumed run must stay 1, but is 2"):
-        resumed_config(folder, ["trainer.num_workers=2"])
+    for override, expected in (
+        ("trainer.num_workers=2", r"`trainer.num_workers` of a resumed run must stay 1, but is 2"),
+        ("trainer.steps=300", r"`trainer.steps` of a resumed run must stay 150, but is 300"),
+        ("student_rollouts.batch_size=8", r"`student_rollouts.batch_size` of a resumed run must stay 16"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            resumed_config(folder, [override])
     result = distill(resumed_config(folder, []), resume=True)
     assert list(result.rounds) == [4, 2]
     steps = [r["step"] for r in _training(config)]
