@@ -43,7 +43,10 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
         )
         if recipe.config.labels.placement == "pool":
             dataset = dataset.map_batches(
-                StageCall, fn_constructor_args=("LabelStage", context), batch_size=None, **_pool(recipe.config.labels)
+                StageCall,
+                fn_constructor_args=("LabelStage", context),
+                batch_size=recipe.rows_per_block(origin),
+                **_pool(recipe.config.labels),
             )
         dataset.set_name(origin.label)
         _configure(dataset)
