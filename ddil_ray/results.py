@@ -15,6 +15,7 @@ from ddil_ray.training.recipe import Ingredients, Recipe
 
 __all__ = [
     "SCORES",
+    "SCORE_HEADER",
     "Scores",
     "export_students",
     "new_benchmark",
@@ -42,10 +43,13 @@ SCORES = {
 }
 """The scores that tables show, with their headings; the first three are better lower."""
 
+SCORE_HEADER = ("model", "steps", *SCORES.values())
+"""Header of the rows that `score_rows` gives."""
+
 _GRID_SAMPLES = 64
 
 
-def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, DiffusionModel], folder: Path) -> Path:
+def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, DiffusionModel], folder: Path) -> None:
     """Write the last round's student to `folder`/student and the others to `folder`/rounds/<steps>-steps."""
     objective = recipe.config.objective
     last = list(rounds)[-1]
@@ -72,7 +76,6 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
                 "training data": made.data.name,
             },
         )
-    return folder / "student"
 
 
 def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:
@@ -129,7 +132,7 @@ def score_parts(measured: Scores, about: Mapping[str, Any], grids: Path) -> list
     caption = f"{about['num_samples']} samples each; features: {about['features']}"
     pictures = [Figure(p.stem.replace("-", " "), p) for p in sorted(grids.glob("*.png"))]
     return [
-        ("Scores", [Table(caption, ["model", "steps", *SCORES.values()], score_rows(measured))]),
+        ("Scores", [Table(caption, SCORE_HEADER, score_rows(measured))]),
         ("Samples", list(pictures)),
     ]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddil_ray.cli.options import AsJson, print_json, print_lines, print_table
+from ddil_ray.cli.options import AsJson, print_json, print_lines, print_table, writable
 
 __all__ = ["demo"]
 
@@ -28,53 +28,51 @@ def demo(
     from ddil_ray.models import DiffusionModel
     from ddil_ray.report import write_page
     from ddil_ray.results import (
-        SCORES,
+        SCORE_HEADER,
         export_students,
         new_benchmark,
         samplers_of,
         score_parts,
         score_rows,
         scores,
+        teacher_samplers,
     )
     from ddil_ray.runtime.cluster import connected
     from ddil_ray.runtime.run import distill
     from ddil_ray.tracking import View
     from ddil_ray.training.inline import distill_inline
-    from ddil_ray.training.recipe import Recipe
+    from ddil_ray.training.recipe import Ingredients, Recipe
 
-    folder = Path(output, time.strftime("demo-%Y%m%d-%H%M%S"))
-    view, started = View(), time.monotonic()
+    folder = writable(Path(output, time.strftime("demo-%Y%m%d-%H%M%S")), "--output")
+    view, started, grids = View(), time.monotonic(), folder / "samples"
 
     def recipe_of(method: str, arm: str, *more: str) -> Recipe:
         return Recipe(_config(method, f"{method}-{arm}", folder, scale, more))
 
-    made = recipe_of("pd", "ddil").ingredients()
-    view.say(f"Measuring the teacher (builtin:digits, guidance w = {recipe_of('pd', 'ddil').student_guidance:g}).")
-    benchmark = new_benchmark(recipe_of("pd", "ddil"), made)
-    measured: dict[str, Any] = {}
-    grids = folder / "samples"
+    usual = recipe_of("pd", "ddil")
+    made = usual.ingredients()
+    view.say(f"Measuring the teacher (builtin:digits, guidance w = {usual.student_guidance:g}).")
+    benchmark = new_benchmark(usual, made)
+    measured = scores(benchmark, {"teacher": teacher_samplers(usual, made)}, grids)
 
-    def measure(method: str, arm: str, recipe: Recipe, rounds: dict[int, DiffusionModel]) -> None:
-        samplers = samplers_of(recipe, recipe.ingredients(teacher=made.teacher, data=made.data), rounds)
-        if "teacher" not in measured:
-            measured.update(scores(benchmark, {"teacher": samplers["teacher"]}, grids))
-        name = f"{method} {arm}"
-        measured.update(scores(benchmark, {name: samplers["student"]}, grids))
+    def measure(name: str, recipe: Recipe, parts: Ingredients, rounds: dict[int, DiffusionModel]) -> None:
+        measured.update(scores(benchmark, {name: samplers_of(recipe, parts, rounds)["student"]}, grids))
 
     for method in _PRESETS:
         view.say(f"{method}, forward-only: in this process.")
         recipe = recipe_of(method, "forward-only", *_FORWARD_ONLY)
+        parts = recipe.ingredients(teacher=made.teacher, data=made.data)
         rounds = distill_inline(recipe, teacher=made.teacher.copy(), data=made.data).rounds
-        ingredients = recipe.ingredients(teacher=made.teacher, data=made.data)
-        export_students(recipe, ingredients, rounds, folder / f"{method}-forward-only")
-        measure(method, "forward-only", recipe, rounds)
+        export_students(recipe, parts, rounds, folder / f"{method}-forward-only")
+        measure(f"{method} forward-only", recipe, parts, rounds)
     look = ""
-    with connected(recipe_of("pd", "ddil").config):
+    with connected(usual.config):
         for method in _PRESETS:
             view.say(f"{method}, DDIL: on Ray.")
             recipe = recipe_of(method, "ddil", "evaluation.enabled=false")
+            parts = recipe.ingredients(teacher=made.teacher, data=made.data)
             result = distill(recipe.config, view=View())
-            measure(method, "ddil", recipe, result.rounds)
+            measure(f"{method} ddil", recipe, parts, result.rounds)
             look = result.look
 
     about = benchmark.describe()
@@ -91,7 +89,7 @@ def demo(
         print_json({"folder": str(folder), "scores": measured, "about": about})
         return
     title = f"{about['num_samples']} samples; {about['features']}; {time.monotonic() - started:.0f} s"
-    print_table(title, ["model", "steps", *SCORES.values()], score_rows(measured))
+    print_table(title, SCORE_HEADER, score_rows(measured))
     print_lines(
         f"report   {folder}/report.html",
         f"grids    {grids}",

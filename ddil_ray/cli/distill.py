@@ -52,7 +52,7 @@ def distill(
         _print_plan(plan_of(Recipe(run)), as_json=as_json)
         return
 
-    from ddil_ray.results import SCORES, score_rows
+    from ddil_ray.results import SCORE_HEADER, score_rows
     from ddil_ray.runtime.run import distill as distill_on_ray
 
     result = distill_on_ray(run, resume=resume is not None, verbose=verbose)
@@ -60,7 +60,7 @@ def distill(
         print_json({"folder": result.folder, "scores": result.scores})
         return
     if result.scores:
-        print_table("Scores", ["model", "steps", *SCORES.values()], score_rows(result.scores))
+        print_table("Scores", SCORE_HEADER, score_rows(result.scores))
     steps, student = list(result.rounds.items())[-1]
     loadable = student.family != "module"  # a factory's student is weights alone
     print_lines(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, print_table
+from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, print_table, writable
 
 __all__ = ["evaluate"]
 
@@ -30,11 +30,11 @@ def evaluate(
     from ddil_ray.folder import write_json
     from ddil_ray.models import load_model
     from ddil_ray.report import write_page
-    from ddil_ray.results import SCORES, new_benchmark, score_parts, score_rows, scores, teacher_samplers
+    from ddil_ray.results import SCORE_HEADER, new_benchmark, score_parts, score_rows, scores, teacher_samplers
     from ddil_ray.training.recipe import Recipe
 
     recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
-    made = recipe.ingredients()
+    made, out = recipe.ingredients(), writable(out, "--out")
     student = load_model(model)
     steps = recipe.config.evaluation.steps
     samplers = {
@@ -54,5 +54,5 @@ def evaluate(
     if as_json:
         print_json({"scores": measured, "about": about})
         return
-    print_table("Scores", ["model", "steps", *SCORES.values()], score_rows(measured))
+    print_table("Scores", SCORE_HEADER, score_rows(measured))
     print_lines(f"report   {out / 'report.html'}")

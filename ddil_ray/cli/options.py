@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["AsJson", "Config", "Overrides", "Verbose", "print_json", "print_lines", "print_table"]
+from ddil_ray.errors import ConfigError
+
+__all__ = ["AsJson", "Config", "Overrides", "Verbose", "print_json", "print_lines", "print_table", "writable"]
 
 Config = Annotated[str, typer.Argument(help="YAML file (path or fsspec URL) or the name of a preset.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as dotted.key=value.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Verbose = Annotated[bool, typer.Option(help="Show what Ray says.")]
+
+
+def writable(folder: Path, option: str) -> Path:
+    """`folder`, made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError(f"`{option}` must be a folder that can be written, but {folder} failed: {error}.") from error
 
 
 def print_json(content: Any) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ddil_ray.data.folder import load_folder
-from ddil_ray.data.images import ImageData, check_against_teacher
+from ddil_ray.data.images import ImageData, check_against_teacher, check_fills_batch
 from ddil_ray.data.parquet import load_parquet
 from ddil_ray.errors import DataError
 
-__all__ = ["BUILTIN", "ImageData", "check_against_teacher", "load_images"]
+__all__ = ["BUILTIN", "ImageData", "check_against_teacher", "check_fills_batch", "load_images"]
 
 
 def _digits() -> ImageData:

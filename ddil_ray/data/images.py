@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddil_ray.errors import DataError
 
-__all__ = ["ImageData", "check_against_teacher"]
+__all__ = ["ImageData", "check_against_teacher", "check_fills_batch"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ def check_against_teacher(
             f"`data.source` must hold class ids below {num_classes}, the teacher's number of classes, but {data.name} "
             f"has {int(data.labels.max())}. Use the labels that the teacher was trained with."
         )
+    check_fills_batch(data, batch_size)
+
+
+def check_fills_batch(data: ImageData, batch_size: int) -> None:
+    """Check that there is at least one batch of images.
+
+    Raises:
+        DataError: too few rows.
+    """
     if len(data) < batch_size:
         raise DataError(
             f"`data.source` must hold at least one batch of {batch_size} images, but {data.name} holds {len(data)} "

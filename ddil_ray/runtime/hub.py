@@ -155,11 +155,6 @@ class Hub:
         self.state.records.clear()
         return records
 
-    async def status(self) -> dict[str, int]:
-        """Where the run is."""
-        s = self.state
-        return {"phase": s.phase, "version": s.version, "step": s.seen_step, "begun": s.begun}
-
     async def _adopt(self, boxed: list[Any]) -> Any:
         """Re-put an object so that it is this actor's own."""
         if not boxed:

@@ -1,7 +1,7 @@
 """The driver of a distillation: checks everything, starts the parts on Ray, watches, and writes the results.
 
-Everything a user can get wrong is found before Ray starts. Training runs in a thread, so that this process can drain
-records and heed signals meanwhile.
+What a user can get wrong is found before any actor starts: all but the cluster's size before Ray does. Training runs
+in a thread, so that this process can drain records and heed signals meanwhile.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
     """The config of the run in `run_dir`, to go on with.
 
     Raises:
-        ConfigError: no run there, or an override changes the number of workers that share its checkpoints.
+        ConfigError: no run there, or an override changes what its checkpoints and its plan are made from.
     """
     parent, slash, name = run_dir.rstrip("/").rpartition("/")
     config_file = f"{run_dir.rstrip('/')}/config.yaml"
@@ -122,9 +122,10 @@ def distill(
         for name in ("metrics.jsonl", "tracking.json"):
             (folder.local / name).unlink(missing_ok=True)
     (folder.local / "config.yaml").write_text(to_yaml(config))
-    write_json(folder.local / "environment.json", environment(config.seed))
+    surroundings = environment(config.seed)
+    write_json(folder.local / "environment.json", surroundings)
     folder.sync()
-    tracker = _tracker(config, made, folder)
+    tracker = _tracker(config, made, folder, commit=str(surroundings["git_commit"]))
     status = "failed"
     try:
         with view, connected(config, verbose=verbose):
@@ -146,13 +147,12 @@ def distill(
     return result
 
 
-def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder) -> BackgroundTracker:
+def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder, *, commit: str) -> BackgroundTracker:
     t = config.tracking
     if t.uri is None and folder.remote:
         uri = f"sqlite:///{Path('mlflow.db').resolve()}"
     else:
         uri = t.uri or f"sqlite:///{folder.local.parent / 'mlflow.db'}"
-    commit = str(environment(config.seed)["git_commit"])
     phases = made.objective.phases
     return BackgroundTracker(
         TRACKERS[t.tracker](uri=uri, experiment=t.experiment, timeout_s=t.timeout_s),
@@ -217,8 +217,8 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, hub: Any, wa
     from ddil_ray.runtime.streams import StreamSplit, stream_factory
     from ddil_ray.runtime.worker import train_worker
 
-    config, filesystem = recipe.config, store.filesystem()
-    attempts = store.attempts()
+    config, attempts = recipe.config, store.attempts()
+    filesystem, path = store.filesystem()
     context = RunContext(
         config=config.model_dump(mode="json"),
         hub=hub,
@@ -246,8 +246,8 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, hub: Any, wa
         ),
         run_config=RunConfig(
             name=f"attempt-{attempts[-1] + 1 if attempts else 1}",
-            storage_path=filesystem[1],
-            storage_filesystem=filesystem[0],
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),

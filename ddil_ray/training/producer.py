@@ -14,7 +14,7 @@ from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
 from ddil_ray.training.weights import FlatWeights, load_weights
 
-__all__ = ["Expert", "StateMaker"]
+__all__ = ["USES_STUDENT", "Expert", "StateMaker"]
 
 USES_STUDENT = frozenset({Origin.STUDENT, Origin.MIXED})
 """Origins whose states depend on student weights."""

@@ -20,6 +20,7 @@ from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
 from ddil_ray.training.learner import OptimizerSettings
 from ddil_ray.training.loop import LoopSettings
+from ddil_ray.training.producer import USES_STUDENT
 
 __all__ = ["ROLE_OF_ORIGIN", "Ingredients", "Recipe"]
 
@@ -112,16 +113,13 @@ class Recipe:
             ConfigError: the configured bound would make trainer and rollouts wait for each other for ever.
         """
         sync = self.config.sync.every
-        smallest = (
-            max(
-                plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync)
-                for plan in plans
-                for o in plan.origins
-                if o in (Origin.STUDENT, Origin.MIXED)
-            )
-            if self.uses_student_weights
-            else sync
+        spans = (
+            plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync)
+            for plan in plans
+            for o in plan.origins
+            if o in USES_STUDENT
         )
+        smallest = max(spans, default=sync)
         bound = self.config.replay.max_staleness
         if bound is None:
             return 2 * smallest
@@ -132,16 +130,6 @@ class Recipe:
                 f"{sync}. Raise it, or lower `student_rollouts.batch_size` or `sync.every`."
             )
         return bound
-
-    @property
-    def uses_student_weights(self) -> bool:
-        """Whether any source rolls the student out."""
-        return bool({Origin.STUDENT, Origin.MIXED} & set(self.priors.origins))
-
-    @property
-    def uses_teacher_weights(self) -> bool:
-        """Whether any source rolls the teacher out."""
-        return bool({Origin.TEACHER, Origin.MIXED} & set(self.priors.origins))
 
     def optimizer_settings(self) -> OptimizerSettings:
         """The learner's settings."""

@@ -13,10 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddil_ray.config import TeacherConfig
 from ddil_ray.config.teacher import TeacherTrainer
-from ddil_ray.data import ImageData, load_images
+from ddil_ray.data import ImageData, check_fills_batch, load_images
 from ddil_ray.diffusion.prediction import from_x0
 from ddil_ray.diffusion.schedule import add_noise
-from ddil_ray.errors import ConfigError, DataError, RunFailedError
+from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.unet import new_unet, unet_model
 from ddil_ray.training.learner import OptimizerSettings
@@ -33,11 +33,7 @@ def teacher_data(config: TeacherConfig) -> ImageData:
         DataError: unreadable, or fewer than a batch.
     """
     data = load_images(**config.data.model_dump())
-    if len(data) < config.trainer.batch_size:
-        raise DataError(
-            f"`data.source` must hold at least one batch of {config.trainer.batch_size} images, but {data.name} holds "
-            f"{len(data)} instead. Add data, or lower `trainer.batch_size`."
-        )
+    check_fills_batch(data, config.trainer.batch_size)
     return data
 
 

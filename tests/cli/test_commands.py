@@ -47,6 +47,11 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
         (["train-teacher", "digits-teacher", "model.norm_num_groups=7"], "`model` must describe a UNet2DModel"),
         (["sample", "builtin:digits", "--class-label", "10"], "`--class-label` must be below 10"),
         (["sample", "builtin:digits", "--num", "1", "--out", "/proc/x/a.png"], "`--out` must be a picture file"),
+        (
+            ["evaluate", "builtin:digits", "digits-pd", "--out", "/proc/x"],
+            "`--out` must be a folder that can",
+        ),
+        (["demo", "--output", "/proc/x"], "`--output` must be a folder that can be written"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_two(capsys, arguments, expected):
