@@ -47,10 +47,9 @@ def ddim_scheduler(teacher: DiffusionModel) -> DDIMScheduler:
     return DDIMScheduler.from_config({**_unclipped(teacher), **changes})
 
 
-def consistency_scheduler(teacher: DiffusionModel, *, solver_steps: int, timestep_scaling: float) -> LCMScheduler:
-    """LCMScheduler on the grid that a consistency student was trained on."""
-    changes = {"original_inference_steps": solver_steps, "timestep_scaling": timestep_scaling}
-    return LCMScheduler.from_config({**_unclipped(teacher), **changes})
+def consistency_scheduler(teacher: DiffusionModel, **grid: Any) -> LCMScheduler:
+    """LCMScheduler on the `grid` (settings of it) that a renoising student was trained on."""
+    return LCMScheduler.from_config({**_unclipped(teacher), **grid})
 
 
 def _unclipped(teacher: DiffusionModel) -> dict[str, Any]:

@@ -54,10 +54,8 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
     objective = recipe.config.objective
     last = list(rounds)[-1]
     scheduler = None
-    if objective.type == "lcm" and made.teacher.scheduler_config:
-        scheduler = consistency_scheduler(
-            made.teacher, solver_steps=objective.solver_steps, timestep_scaling=objective.timestep_scaling
-        )
+    if made.objective.lcm_scheduler and made.teacher.scheduler_config:
+        scheduler = consistency_scheduler(made.teacher, **made.objective.lcm_scheduler)
     w = recipe.student_guidance
     for steps, model in rounds.items():
         save_model_folder(

@@ -30,7 +30,7 @@ def _student(zero_snr=True):
 
 
 def _save(folder, method, model):
-    consistency = consistency_scheduler(model, solver_steps=50, timestep_scaling=10.0)
+    consistency = consistency_scheduler(model, original_inference_steps=50, timestep_scaling=10.0)
     scheduler = ddim_scheduler(model) if method == "pd" else consistency
     save_model_folder(folder, model, scheduler=scheduler, name="s", description="d", steps=4, facts={"a": "b"})
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ddil_ray.config.groups import Lcm, Pd
+from ddil_ray.config.groups import Dmd2, Lcm, Pd
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig
 
@@ -28,7 +28,7 @@ def document() -> str:
         parts.append(f"\n# {title}\n\n" + _table(kind, scalars_only=True))
         for name, field in kind.model_fields.items():
             for variant in _groups(field):
-                suffix = f" with `type: {variant.__name__.lower()}`" if variant in (Pd, Lcm) else ""
+                suffix = f" with `type: {variant.__name__.lower()}`" if variant in (Pd, Lcm, Dmd2) else ""
                 summary = (variant.__doc__ or "").splitlines()[0]
                 parts.append(f"\n## `{name}`{suffix}\n\n{summary}\n\n{_table(variant)}")
     return "".join(parts)

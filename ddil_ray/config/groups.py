@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 __all__ = [
     "Checkpoint",
     "Data",
+    "Dmd2",
     "Evaluation",
     "Group",
     "LabelRole",
@@ -119,7 +120,28 @@ class Lcm(Group):
         return self
 
 
-Objective = Annotated[Pd | Lcm, Field(discriminator="type")]
+class Dmd2(Group):
+    """Distribution matching distillation (DMD2)."""
+
+    type: Literal["dmd2"]
+    student_steps: Count = Field(4, description="steps of the student; 1 is one-step distillation")
+    student_every: Count = Field(5, description="steps of the critic per update of the student")
+    time_range: tuple[Fraction, Fraction] = Field((0.02, 0.98), description="t at which the scores are compared")
+    critic_lr: Positive | None = Field(None, description="peak learning rate of the critic; default: trainer.lr")
+    gan_weight: NonNegative = Field(1e-3, description="of the student's adversarial loss; 0: no discriminator")
+    critic_gan_weight: NonNegative = Field(1e-2, description="of the discriminator's loss")
+    gan_layer: str | None = Field(
+        None, description="submodule whose output the discriminator reads; default: the family's bottleneck"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Dmd2:
+        if self.time_range[0] >= self.time_range[1]:
+            raise ValueError(f"time_range must be [low, high] with low < high, but is {list(self.time_range)}")
+        return self
+
+
+Objective = Annotated[Pd | Lcm | Dmd2, Field(discriminator="type")]
 
 
 class PriorRamp(Group):
@@ -143,7 +165,7 @@ class States(Group):
     teacher: Fraction | PriorRamp = 0.0
     mixed: Fraction | PriorRamp = 0.0
     mixed_teacher_probability: Fraction = Field(0.5, description="chance of a teacher step in mixed rollouts")
-    teacher_substeps: Count | None = Field(None, description="LCM: DDIM steps of teacher rollouts per stage")
+    teacher_substeps: Count | None = Field(None, description="lcm, dmd2: DDIM steps of teacher rollouts per stage")
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> States:
@@ -166,6 +188,11 @@ class Threshold(Group):
     bound: Positive = Field(1.0, description="static, dynamic: largest |x_0|")
     quantile: Annotated[float, Field(gt=0.5, le=1)] = 0.9995
     margin: NonNegative = Field(0.1, description="per_channel: widening of the range by this share")
+    applies_to: Literal["teacher", "target", "both"] | None = Field(
+        None,
+        description="the teacher's x_0, the student's target (pd: x_target, lcm: target network, dmd2: fake score), "
+        "or both; default: both for dmd2, else teacher",
+    )
 
 
 class Replay(Group):

@@ -165,7 +165,7 @@ def _explain(problem: Any, kind: type[BaseModel], places: dict[Path_, str]) -> s
 def _is_variant(part: str | int) -> bool:
     """Parts that pydantic adds to a location for members of a union."""
     return isinstance(part, str) and (
-        part in {"pd", "lcm", "float", "int", "function-after", "constrained-int", "constrained-float"}
+        part in {"pd", "lcm", "dmd2", "float", "int", "function-after", "constrained-int", "constrained-float"}
         or part.startswith(("tuple[", "literal[", "constrained-", "PriorRamp", "nullable"))
     )
 

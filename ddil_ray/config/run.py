@@ -66,9 +66,15 @@ class RunConfig(Group):
                 f"replay.capacity must hold reuse x batch_size / num_workers rows and the largest block, "
                 f"{drawn} + {block}, but is {self.replay.capacity}"
             )
-        if self.objective.type == "lcm" and max(self.evaluation.steps) > self.objective.solver_steps:
+        for kind, setting in (("lcm", "solver_steps"), ("dmd2", "student_steps")):
+            if self.objective.type == kind and max(self.evaluation.steps) > getattr(self.objective, setting):
+                raise ValueError(
+                    f"evaluation.steps must be at most objective.{setting} ({getattr(self.objective, setting)}) for "
+                    f"{kind}, but is {list(self.evaluation.steps)}"
+                )
+        if self.objective.type == "dmd2" and self.tracking.log_every < self.objective.student_every:
             raise ValueError(
-                f"evaluation.steps must be at most objective.solver_steps ({self.objective.solver_steps}), but is "
-                f"{list(self.evaluation.steps)}"
+                f"tracking.log_every must be at least objective.student_every ({self.objective.student_every}), or "
+                f"records would lack the student's loss, but is {self.tracking.log_every}"
             )
         return self

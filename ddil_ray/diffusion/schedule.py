@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ __all__ = [
 
 class NoiseSchedule(Protocol):
     """The two coefficients of the kernel, and what the network is told of the time."""
+
+    @property
+    def earliest(self) -> float:
+        """Least t > 0 that a network is trained at; sigma is positive there."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal coefficient at times `t` (B,), float64."""
@@ -59,6 +63,11 @@ class DiscreteVP:
         self._sigma = (1 - table).clamp(min=0).sqrt()
         self.num_timesteps = len(alphas_cumprod)
 
+    @property
+    def earliest(self) -> float:
+        """The first timestep."""
+        return 1 / self.num_timesteps
+
     def _index(self, t: Tensor) -> Tensor:
         return (t.double() * self.num_timesteps).round().long().clamp(0, self.num_timesteps)
 
@@ -81,6 +90,8 @@ class CosineVP:
     Source: Salimans and Ho 2022, arXiv:2202.00512, section 2 (Nichol and Dhariwal's schedule without its offset).
     """
 
+    earliest = 1e-3
+
     def alpha(self, t: Tensor) -> Tensor:
         """See `NoiseSchedule.alpha`; exactly 0 at t = 1."""
         return torch.where(t >= 1, 0.0, torch.cos(t.double() * (math.pi / 2)))
@@ -102,6 +113,7 @@ class RectifiedFlow:
     """
 
     shift: float = 1.0
+    earliest: ClassVar[float] = 1e-3
 
     def alpha(self, t: Tensor) -> Tensor:
         """See `NoiseSchedule.alpha`."""

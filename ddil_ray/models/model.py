@@ -31,6 +31,8 @@ class DiffusionModel:
     """Number of condition ids, the unconditional one included; None for an unconditional model."""
     null_cond: int | None = None
     """Id of the unconditional embedding; None where there is none, and then guidance is impossible."""
+    bottleneck: str | None = None
+    """Name of the network's submodule with its most condensed features (which a discriminator reads), if known."""
     family: str = "module"
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     """The diffusers scheduler config that `schedule` was read from; empty for models from a factory."""

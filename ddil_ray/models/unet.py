@@ -119,6 +119,7 @@ def unet_model(
         sample_shape=(unet.config.in_channels, height, width),
         num_conditions=conditions,
         null_cond=None if conditions is None else conditions - 1,
+        bottleneck="unet.mid_block",
         family="unet",
         scheduler_config=dict(scheduler_config),
     )

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ddil_ray.diffusion.denoiser import BoundaryConditioned, Denoiser, NetworkDenoiser
+from ddil_ray.diffusion.denoiser import BoundaryConditioned, Denoiser, NetworkDenoiser, Thresholded
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.solver import ddim_step
+from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
-from ddil_ray.objectives.objective import LossOutput
+from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
@@ -45,10 +46,14 @@ class LatentConsistency:
         loss: a key of `LCM_LOSSES`; `huber_c` its constant.
         ema_decay: of the target network, per update.
         sigma_data, timestep_scaling: see `BoundaryConditioned`.
+        threshold: of the target network's x_0 estimates. It compounds a bias through the bootstrap: off by default.
     """
 
     student_becomes_teacher = False
     fixed_steps = False
+    asks_in_trainer = False
+    critic: nn.Module | None = None
+    critic_lr: float | None = None
 
     def __init__(
         self,
@@ -63,10 +68,16 @@ class LatentConsistency:
         ema_decay: float = 0.95,
         sigma_data: float = 0.5,
         timestep_scaling: float = 10.0,
+        threshold: Threshold | None = None,
     ) -> None:
         self.schedule, self.solver_steps, self.step = schedule, solver_steps, skip / solver_steps
         self.elementwise, self.huber_c = LCM_LOSSES[loss], huber_c
         self.sigma_data, self.timestep_scaling = sigma_data, timestep_scaling
+        self.threshold = threshold or NoThreshold()
+        self.lcm_scheduler: dict[str, Any] | None = {
+            "original_inference_steps": solver_steps,
+            "timestep_scaling": timestep_scaling,
+        }
         self._average = get_ema_multi_avg_fn(ema_decay)
         self._target: nn.Module | None = None
         self.phases: tuple[Phase, ...] = (
@@ -86,7 +97,10 @@ class LatentConsistency:
 
     def student_denoiser(self, network: NetworkDenoiser) -> Denoiser:
         """The consistency function f."""
-        return BoundaryConditioned(network, self.schedule, self.sigma_data, self.timestep_scaling)
+        return self._consistent(network)
+
+    def _consistent(self, denoiser: Denoiser) -> BoundaryConditioned:
+        return BoundaryConditioned(denoiser, self.schedule, self.sigma_data, self.timestep_scaling)
 
     def _earlier(self, t: Tensor) -> Tensor:
         return (t - self.step).clamp(min=0)
@@ -96,18 +110,22 @@ class LatentConsistency:
         x_0 = teacher(states.x_t, states.t, states.cond, states.w)
         return ddim_step(states.x_t, x_0, states.t, self._earlier(states.t), self.schedule)
 
-    def start(self, student: nn.Module, phase: Phase) -> None:
+    def equip(self, expert: Denoiser, data: RealData) -> None:
+        """Nothing: the teacher's steps come with the states."""
+
+    def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Start the target network from the student."""
         self._target = copy.deepcopy(student).requires_grad_(False).eval()
 
-    def loss(self, student: NetworkDenoiser, batch: StateBatch, phase: Phase) -> LossOutput:
+    def loss(
+        self, student: NetworkDenoiser, batch: StateBatch, phase: Phase, generator: torch.Generator | None = None
+    ) -> LossOutput:
         """Mean distance of f(x_t, t) to f_target(x_s, s); at s = 0 the target is x_s itself."""
         assert self._target is not None
         predicted = self.student_denoiser(student)(batch.x_t, batch.t, batch.cond, batch.w)
         with torch.no_grad():
-            target = self.student_denoiser(replace(student, network=self._target))(
-                batch.label, self._earlier(batch.t), batch.cond, batch.w
-            )
+            average = self._consistent(Thresholded(replace(student, network=self._target), self.threshold))
+            target = average(batch.label, self._earlier(batch.t), batch.cond, batch.w)
         per_row = self.elementwise(predicted - target, self.huber_c).flatten(1).mean(1)
         spread = float(predicted.detach().std(0).mean()) if len(batch) > 1 else 0.0
         return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread})

@@ -5,26 +5,49 @@ The trainer, the rollouts and the runtime know methods only through `Objective`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ddil_ray.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.source import Phase
 
-__all__ = ["LossOutput", "Objective"]
+__all__ = ["LossOutput", "Objective", "Parallel", "RealData"]
+
+Parallel = Callable[[nn.Module], nn.Module]
+"""Wraps a network for data parallelism; the identity in a single process."""
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A scalar loss to minimise, the loss of every row for bookkeeping, and further metrics."""
+    """What is minimised on one batch, the student's loss of every row for bookkeeping, and further metrics."""
 
-    loss: Tensor
-    per_row: Tensor
-    """(B,) detached."""
+    loss: Tensor | None
+    """Scalar for the student; None where it rests."""
+    per_row: Tensor | None
+    """(B,) detached; None where the student rests."""
     metrics: dict[str, float]
+    critic_loss: Tensor | None = None
+    """Scalar for `Objective.critic`; its gradient must not reach the student, nor `loss` the critic."""
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Clean samples with their own conditions."""
+
+    images: Tensor
+    """(N, ...) float32, on the CPU."""
+    cond: Tensor
+    """(N,) int64."""
+
+    def draw(self, rows: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """(x_0, cond) of `rows` rows drawn with replacement."""
+        chosen = torch.randint(len(self.images), (rows,), generator=generator)
+        return self.images[chosen], self.cond[chosen]
 
 
 class Objective(Protocol):
@@ -36,6 +59,14 @@ class Objective(Protocol):
     """Whether each phase after the first is taught by the student of the one before, without guidance."""
     fixed_steps: bool
     """Whether a student samples well only with the number of steps that its phase was trained for."""
+    asks_in_trainer: bool
+    """Whether the expert is asked in the trainer, about what the student says there; it is then given by `equip`."""
+    critic: nn.Module | None
+    """What learns beside the student by a loss and an optimizer of its own; made by `start`."""
+    critic_lr: float | None
+    """Peak learning rate of the critic; None for the student's."""
+    lcm_scheduler: dict[str, Any] | None
+    """Settings of the diffusers LCMScheduler that samples a student as this method does; None for DDIM, trailing."""
 
     def sampling_times(self, steps: int) -> Tensor:
         """(steps + 1,) times from 1 to 0 at which a student of this method samples."""
@@ -46,14 +77,19 @@ class Objective(Protocol):
     def label(self, teacher: Denoiser, states: StateBatch, phase: Phase) -> Tensor:
         """The expert's answer (B, ...) at `states`, made beside the states and shipped with them."""
 
-    def start(self, student: nn.Module, phase: Phase) -> None:
+    def equip(self, expert: Denoiser, data: RealData) -> None:
+        """Called in the trainer before the first `start` where `asks_in_trainer`."""
+
+    def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Called in the trainer before the first step of every phase."""
 
-    def loss(self, student: NetworkDenoiser, batch: StateBatch, phase: Phase) -> LossOutput:
-        """The loss on labelled states of any origin; never reads clean data."""
+    def loss(
+        self, student: NetworkDenoiser, batch: StateBatch, phase: Phase, generator: torch.Generator | None = None
+    ) -> LossOutput:
+        """The loss on labelled states of any origin; `generator` (CPU) is the source of all its noise."""
 
     def after_update(self, student: nn.Module) -> None:
-        """Called after every optimizer step."""
+        """Called after every update of the student, the critic or both."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the method itself learns or averages."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ddil_ray.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule, snr
 from ddil_ray.diffusion.solver import mean_x0
+from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import uniform_grid
-from ddil_ray.objectives.objective import LossOutput
+from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
@@ -39,10 +40,15 @@ class ProgressiveDistillation:
         teacher_steps: DDIM steps of the first teacher.
         student_steps: steps of the student per round, each dividing the one before it.
         loss: a key of `PD_LOSSES`.
+        threshold: of the target, beside the teacher's own of each of its estimates.
     """
 
     student_becomes_teacher = True
     fixed_steps = True
+    asks_in_trainer = False
+    critic: nn.Module | None = None
+    critic_lr: float | None = None
+    lcm_scheduler: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -51,8 +57,10 @@ class ProgressiveDistillation:
         teacher_steps: int,
         student_steps: Sequence[int],
         loss: str = "snr_trunc",
+        threshold: Threshold | None = None,
     ) -> None:
         self.schedule, self.weight = schedule, PD_LOSSES[loss]
+        self.threshold = threshold or NoThreshold()
         teachers = [teacher_steps, *student_steps]
         self.phases = tuple(
             Phase(
@@ -76,7 +84,7 @@ class ProgressiveDistillation:
 
     def label(self, teacher: Denoiser, states: StateBatch, phase: Phase) -> Tensor:
         """x_target (B, ...): with it, one student step lands where the teacher's substeps land."""
-        return mean_x0(
+        target = mean_x0(
             teacher,
             states.x_t,
             states.t,
@@ -86,11 +94,17 @@ class ProgressiveDistillation:
             schedule=self.schedule,
             substeps=phase.teacher_substeps,
         )
+        return self.threshold(target)
 
-    def start(self, student: nn.Module, phase: Phase) -> None:
+    def equip(self, expert: Denoiser, data: RealData) -> None:
+        """Nothing: labels come with the states."""
+
+    def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Nothing: the round starts from the student as it is."""
 
-    def loss(self, student: NetworkDenoiser, batch: StateBatch, phase: Phase) -> LossOutput:
+    def loss(
+        self, student: NetworkDenoiser, batch: StateBatch, phase: Phase, generator: torch.Generator | None = None
+    ) -> LossOutput:
         """Mean over rows of weight(SNR) * mean |x_0 - x_target|^2.
 
         Where SNR is infinite or 0 (the ends of a zero-terminal-SNR schedule) the weight is finite: states have t > 0.

@@ -16,7 +16,7 @@ from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
-from ddil_ray.training.learner import PRECISIONS
+from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.producer import USES_STUDENT, Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
 
@@ -66,10 +66,10 @@ class _Stage:
         self.context, self.recipe, self.device = context, context.recipe, best_device()
         self.teacher = self.recipe.load_teacher()
         self.teacher.network.to(self.device).requires_grad_(False)
-        self.objective = self.recipe.objective(self.teacher.schedule)
-        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
         self.images = torch.from_numpy(np.array(ray.get(context.images)))
-        threshold = self.recipe.threshold(self.images)
+        self.objective = self.recipe.objective(self.teacher, self.images)
+        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
+        threshold = self.recipe.teacher_threshold(self.images)
         self.expert = Expert(self.teacher, self._frozen_student(), threshold, self.autocast)
         self.known = (-1, -1)
 

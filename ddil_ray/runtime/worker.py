@@ -40,9 +40,13 @@ def train_worker(settings: dict[str, Any]) -> None:
     teacher = recipe.load_teacher()
     student = recipe.student_of(teacher)
     student.network.to(best_device())
-    objective = recipe.objective(teacher.schedule)
+    images, labels = (torch.from_numpy(np.array(ray.get(part))) for part in (context.images, context.labels))
+    objective = recipe.objective(teacher, images)
+    if objective.asks_in_trainer:
+        teacher.network.to(best_device())
+    recipe.equip(objective, teacher, images, labels)
+    del teacher, images, labels  # where labels come with the states, the trainer holds neither teacher nor data
     learner = Learner(student, objective, recipe.optimizer_settings(), parallel=_data_parallel)
-    del teacher  # labels come with the states: the trainer holds no teacher
     rank = worker.get_world_rank()
     hooks = _RayHooks(context.hub, rank, objective.student_becomes_teacher)
     loop = TrainingLoop(

@@ -36,6 +36,8 @@ class Phase:
     """How the student's sampler moves: a key of `TRANSITIONS`."""
     teacher_substeps: int
     """DDIM steps a teacher rollout takes per stage."""
+    pure_noise: bool = False
+    """Whether states at t = 1 are noise alone, where the schedule would leave some signal."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def forward_states(context: SourceContext, phase: Phase, request: StateRequest) 
     t = phase.law.quantile(torch.rand(request.rows, generator=generator, dtype=torch.float64))
     eps = torch.randn(x_0.shape, generator=generator)
     w = context.conditions.draw_guidance(request.rows, generator)
-    return add_noise(x_0, eps, t, context.schedule), t, context.conditions.pool[rows], w
+    x_t = add_noise(x_0, eps, t, context.schedule)
+    if phase.pure_noise:
+        x_t[t >= 1] = eps[t >= 1]
+    return x_t, t, context.conditions.pool[rows], w
 
 
 def _epoch_order(seed: int, position: np.ndarray, size: int) -> np.ndarray:

@@ -13,8 +13,9 @@ from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import StateRequest
-from ddil_ray.training.learner import PRECISIONS, Learner, round_models
+from ddil_ray.training.learner import Learner, round_models
 from ddil_ray.training.loop import TrainingLoop
+from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.weights import flatten_weights
@@ -98,6 +99,7 @@ def distill_inline(
         assert frozen is not None
         frozen.network.eval().requires_grad_(False)
     hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
+    recipe.equip(objective, teacher, data.images, data.labels)
     learner = Learner(student, objective, recipe.optimizer_settings())
     blocks = {o: _blocks(recipe, o, made.plans, maker, expert) for o in recipe.priors.origins}
     loop = TrainingLoop(

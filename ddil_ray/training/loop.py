@@ -103,7 +103,7 @@ class TrainingLoop:
                 resumed = False
             batch = self._next_batch(phase, local)
             staleness = self._staleness(batch)
-            metrics = self.learner.update(batch)
+            metrics = self.learner.update(batch, self.generator)
             self.step += 1
             window.add(batch, metrics, staleness)
             self._after_step(phase, local, window)

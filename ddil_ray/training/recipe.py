@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,16 +11,15 @@ from torch import Tensor
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.data import ImageData, check_against_teacher, load_images
 from ddil_ray.diffusion.denoiser import Denoiser
-from ddil_ray.diffusion.schedule import NoiseSchedule
-from ddil_ray.diffusion.threshold import THRESHOLDS, PerChannelThreshold, Threshold
+from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
 from ddil_ray.errors import ConfigError
 from ddil_ray.models import DiffusionModel, load_model, student_of
-from ddil_ray.objectives import OBJECTIVES, Objective
+from ddil_ray.objectives import OBJECTIVES, Objective, RealData
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
-from ddil_ray.training.learner import OptimizerSettings
 from ddil_ray.training.loop import LoopSettings
+from ddil_ray.training.optimizer import PRECISIONS, OptimizerSettings
 from ddil_ray.training.producer import USES_STUDENT
 
 __all__ = ["ROLE_OF_ORIGIN", "Ingredients", "Recipe"]
@@ -42,6 +42,7 @@ class Ingredients:
     objective: Objective
     plans: list[ConsumptionPlan]
     threshold: Threshold
+    """Of the teacher's estimates."""
     max_staleness: int
 
     def expert(self) -> Denoiser:
@@ -75,12 +76,19 @@ class Recipe:
         states = self.config.states
         return SourcePriors({o: _prior(getattr(states, o.label)) for o in Origin})
 
-    def objective(self, schedule: NoiseSchedule) -> Objective:
-        """The method, for a teacher of `schedule`."""
-        settings = self.config.objective.model_dump(exclude={"type", "guidance_embedding"})
-        if self.config.objective.type == "lcm" and self.config.states.teacher_substeps is not None:
+    def objective(self, teacher: DiffusionModel, images: Tensor) -> Objective:
+        """The method, for `teacher`; `images` calibrate a threshold that is per channel.
+
+        Raises:
+            ConfigError: a discriminator that is to read a layer which the teacher's network does not have.
+        """
+        config = self.config.objective
+        settings = config.model_dump(exclude={"type", "guidance_embedding"})
+        if config.type != "pd" and self.config.states.teacher_substeps is not None:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
-        return OBJECTIVES[self.config.objective.type](schedule, **settings)
+        if config.type == "dmd2" and config.gan_weight > 0:
+            settings["gan_layer"] = _discriminated_layer(teacher, config.gan_layer)
+        return OBJECTIVES[config.type](teacher.schedule, threshold=self.target_threshold(images), **settings)
 
     def role_of(self, origin: Origin) -> Role:
         """The config group that sizes the actors of `origin`."""
@@ -176,10 +184,11 @@ class Recipe:
         """
         teacher = teacher or self.load_teacher()
         data = data or self.load_data(teacher)
-        objective = self.objective(teacher.schedule)
+        objective = self.objective(teacher, data.images)
         self.student_of(teacher)
         plans = self.plans(len(objective.phases))
-        return Ingredients(teacher, data, objective, plans, self.threshold(data.images), self.max_staleness(plans))
+        threshold = self.teacher_threshold(data.images)
+        return Ingredients(teacher, data, objective, plans, threshold, self.max_staleness(plans))
 
     def load_teacher(self) -> DiffusionModel:
         """The teacher, on the CPU.
@@ -227,8 +236,30 @@ class Recipe:
         """Conditions as frequent as in the data."""
         return Conditions(data.labels, self.guidance)
 
-    def threshold(self, images: Tensor) -> Threshold:
-        """The teacher's threshold, calibrated on `images` where it is per channel."""
+    def equip(self, objective: Objective, teacher: DiffusionModel, images: Tensor, labels: Tensor) -> None:
+        """Give a method that asks in the trainer the teacher, which is frozen, and the data."""
+        if objective.asks_in_trainer:
+            teacher.network.eval().requires_grad_(False)
+            expert = teacher.expert(
+                guided=True,
+                threshold=self.teacher_threshold(images),
+                autocast=PRECISIONS[self.config.trainer.precision],
+            )
+            objective.equip(expert, RealData(images, labels))
+
+    def teacher_threshold(self, images: Tensor) -> Threshold:
+        """The threshold of the teacher's estimates, calibrated on `images` where it is per channel."""
+        return self._threshold(images) if self._threshold_on("teacher") else NoThreshold()
+
+    def target_threshold(self, images: Tensor) -> Threshold:
+        """The threshold of what the student is compared with, see `threshold.applies_to`."""
+        return self._threshold(images) if self._threshold_on("target") else NoThreshold()
+
+    def _threshold_on(self, part: str) -> bool:
+        default = "both" if self.config.objective.type == "dmd2" else "teacher"
+        return (self.config.threshold.applies_to or default) in (part, "both")
+
+    def _threshold(self, images: Tensor) -> Threshold:
         config = self.config.threshold
         settings = {
             "none": {},
@@ -238,6 +269,25 @@ class Recipe:
         if config.mode == "per_channel":
             return PerChannelThreshold.fit(images, quantile=config.quantile, margin=config.margin)
         return THRESHOLDS[config.mode](**settings[config.mode])
+
+
+def _discriminated_layer(teacher: DiffusionModel, chosen: str | None) -> str:
+    """Name of the submodule that a discriminator reads."""
+    layer = chosen or teacher.bottleneck
+    names = [name for name, _ in teacher.network.named_modules() if name]
+    if layer is None:
+        raise ConfigError(
+            "`objective.gan_layer` must name a submodule of the teacher's network for a discriminator, but is not set, "
+            f"and none is known for this teacher. Set it to one of {', '.join(names[:8])}, ... or set "
+            "`objective.gan_weight=0`."
+        )
+    if layer not in names:
+        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
+        raise ConfigError(
+            f"`objective.gan_layer` must be a submodule of the teacher's network, but is {layer!r} instead. "
+            f"The closest are {', '.join(close)}."
+        )
+    return layer
 
 
 def _prior(value: object) -> Prior:

@@ -19,7 +19,7 @@ from ddil_ray.diffusion.schedule import add_noise
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.unet import new_unet, unet_model
-from ddil_ray.training.learner import OptimizerSettings
+from ddil_ray.training.optimizer import OptimizerSettings
 
 __all__ = ["new_teacher", "teacher_data", "train_teacher"]
 
@@ -125,7 +125,7 @@ def _loss(
     if model.null_cond is not None:
         dropped = torch.rand(rows, generator=generator) < label_dropout
         cond = torch.where(dropped, model.null_cond, cond)
-    t = torch.rand(rows, generator=generator, dtype=torch.float64).clamp(min=1e-3)
+    t = torch.rand(rows, generator=generator, dtype=torch.float64).clamp(min=model.schedule.earliest)
     x_t = add_noise(x_0, torch.randn(x_0.shape, generator=generator), t, model.schedule)
     wanted = from_x0(x_0, x_t, t, prediction=model.prediction, schedule=model.schedule)
     output = model.network(x_t, model.schedule.network_time(t), cond, torch.zeros(rows))

@@ -49,7 +49,7 @@ def test_at_the_first_grid_time_the_target_is_the_label_itself():
     """Oracle 9c: f(x, 0) = x, so a network whose f equals the label has no loss, bit for bit."""
     objective = LatentConsistency(SCHEDULE, solver_steps=50)
     network = tiny_model().network
-    objective.start(network, objective.phases[0])
+    objective.start(network, objective.phases[0], lambda wrapped: wrapped)
     x = torch.randn(4, 1, 8, 8)
     batch = _states(x, torch.full((4,), 0.02, dtype=torch.float64))
     student = NetworkDenoiser(network, Prediction.V, SCHEDULE)
@@ -75,7 +75,7 @@ def test_the_target_network_is_the_moving_average_of_the_student():
     objective = LatentConsistency(SCHEDULE, ema_decay=0.9)
     network = torch.nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(0.0)
-    objective.start(network, objective.phases[0])
+    objective.start(network, objective.phases[0], lambda wrapped: wrapped)
     network.weight.data.fill_(1.0)
     for _ in range(7):
         objective.after_update(network)

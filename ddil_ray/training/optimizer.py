@@ -1,0 +1,96 @@
+"""How the parameters of one network are moved: AdamW with warm-up, decay, gradient clipping and loss scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["DECAYS", "PRECISIONS", "NetworkOptimizer", "OptimizerSettings"]
+
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Autocast dtype of the networks by name; states, conversions and losses stay in float32 and float64."""
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+"""Learning-rate factor by progress through a phase, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How a network is optimised; restarted at every phase."""
+
+    steps: int
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: str = "constant"
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    accumulate: int = 1
+    precision: str = "fp32"
+
+    def factor(self, step: int) -> float:
+        """Learning-rate factor at `step` of a phase: linear warm-up times the decay."""
+        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        return warm * DECAYS[self.decay](min(1.0, step / self.steps))
+
+
+class NetworkOptimizer:
+    """Optimizer of one network for one phase. Its schedule runs with the trainer's steps, also where it rests."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> None:
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.clip_norm = settings.clip_norm
+        self.adam = torch.optim.AdamW(
+            self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.schedule = LambdaLR(self.adam, settings.factor)
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=settings.precision == "fp16")
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the coming step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss`."""
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> float:
+        """Move along the gradients, clipped; returns their norm before clipping."""
+        self.scaler.unscale_(self.adam)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.scaler.step(self.adam)
+        self.scaler.update()
+        return float(norm)
+
+    def advance(self) -> None:
+        """One step of the trainer is done."""
+        self.schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact continuation needs."""
+        return {name: getattr(self, name).state_dict() for name in ("adam", "schedule", "scaler")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name in ("adam", "schedule", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
