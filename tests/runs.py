@@ -24,6 +24,7 @@ _SMALL: dict[str, Any] = {
     "evaluation": {"enabled": False},
 }
 PD = {"type": "pd", "teacher_steps": 8, "student_steps": [4, 2]}
+DMD2 = {"type": "dmd2", "student_steps": 4, "student_every": 2, "gan_layer": "inside"}
 THREE_SOURCES = {"forward": 0.4, "student": 0.3, "teacher": 0.3}
 
 

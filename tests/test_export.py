@@ -15,7 +15,7 @@ from ddil_ray.evaluation import exported_sampler, student_samplers
 from ddil_ray.export import consistency_scheduler, ddim_scheduler, save_model_folder
 from ddil_ray.models import load_model
 from ddil_ray.models.unet import new_unet, unet_model
-from ddil_ray.objectives import LatentConsistency, ProgressiveDistillation
+from ddil_ray.objectives import DistributionMatching, LatentConsistency, ProgressiveDistillation
 
 LABELS = [0, 3, 9, 9]
 
@@ -29,14 +29,22 @@ def _student(zero_snr=True):
     return model
 
 
+def _objective(method, model, steps):
+    if method == "pd":
+        return ProgressiveDistillation(model.schedule, teacher_steps=2 * steps, student_steps=(steps,))
+    return {"lcm": LatentConsistency, "dmd2": DistributionMatching}[method](model.schedule)
+
+
 def _save(folder, method, model):
-    consistency = consistency_scheduler(model, original_inference_steps=50, timestep_scaling=10.0)
-    scheduler = ddim_scheduler(model) if method == "pd" else consistency
+    objective = _objective(method, model, 4)
+    grid = objective.lcm_scheduler
+    scheduler = consistency_scheduler(model, **grid) if grid else ddim_scheduler(model)
     save_model_folder(folder, model, scheduler=scheduler, name="s", description="d", steps=4, facts={"a": "b"})
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
-@pytest.mark.parametrize("method", ["pd", "lcm"])
+@pytest.mark.parametrize(
+    ("method", "steps"), [(m, n) for m in ("pd", "lcm", "dmd2") for n in (1, 2, 4, 8) if (m, n) != ("dmd2", 8)]
+)
 @pytest.mark.parametrize("zero_snr", [True, False])
 def test_diffusers_samples_what_we_sample(tmp_path, method, steps, zero_snr):
     model = _student(zero_snr)
@@ -47,12 +55,7 @@ def test_diffusers_samples_what_we_sample(tmp_path, method, steps, zero_snr):
         batch_size=4, class_labels=list(LABELS), num_inference_steps=steps, output_type="pt",
         generator=torch.Generator().manual_seed(5),
     ).images  # fmt: skip
-    schedule = model.schedule
-    objective = (
-        ProgressiveDistillation(schedule, teacher_steps=2 * steps, student_steps=(steps,))
-        if method == "pd"
-        else LatentConsistency(schedule)
-    )
+    objective = _objective(method, model, steps)
     cond = torch.tensor(LABELS)
     for sampler in (
         student_samplers(objective, {steps: model}, [steps], w=0.0)[steps],

@@ -84,6 +84,10 @@ class Pd(Group):
     student_steps: tuple[Count, ...] = Field((8, 4, 2, 1), min_length=1, description="steps per round")
     loss: Literal["snr_trunc", "v", "x"] = "snr_trunc"
 
+    def serves(self, steps: int) -> bool:
+        """Whether some round's student samples with `steps` steps."""
+        return steps in self.student_steps
+
     @model_validator(mode="after")
     def _grids_divide(self) -> Pd:
         grids = [self.teacher_steps, *self.student_steps]
@@ -110,6 +114,10 @@ class Lcm(Group):
     timestep_scaling: Positive = 10.0
     guidance_embedding: bool = Field(False, description="tell the student w; needed for a range of guidance")
 
+    def serves(self, steps: int) -> bool:
+        """Whether the student samples with `steps` steps."""
+        return steps <= self.solver_steps
+
     @model_validator(mode="after")
     def _within_grid(self) -> Lcm:
         for name in ("student_steps", "skip"):
@@ -133,6 +141,10 @@ class Dmd2(Group):
     gan_layer: str | None = Field(
         None, description="submodule whose output the discriminator reads; default: the family's bottleneck"
     )
+
+    def serves(self, steps: int) -> bool:
+        """Whether the student samples with `steps` steps."""
+        return steps <= self.student_steps
 
     @model_validator(mode="after")
     def _ordered(self) -> Dmd2:

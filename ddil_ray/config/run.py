@@ -66,12 +66,16 @@ class RunConfig(Group):
                 f"replay.capacity must hold reuse x batch_size / num_workers rows and the largest block, "
                 f"{drawn} + {block}, but is {self.replay.capacity}"
             )
-        for kind, setting in (("lcm", "solver_steps"), ("dmd2", "student_steps")):
-            if self.objective.type == kind and max(self.evaluation.steps) > getattr(self.objective, setting):
-                raise ValueError(
-                    f"evaluation.steps must be at most objective.{setting} ({getattr(self.objective, setting)}) for "
-                    f"{kind}, but is {list(self.evaluation.steps)}"
-                )
+        if self.objective.type == "lcm" and max(self.evaluation.steps) > self.objective.solver_steps:
+            raise ValueError(
+                f"evaluation.steps must be at most objective.solver_steps ({self.objective.solver_steps}), but is "
+                f"{list(self.evaluation.steps)}"
+            )
+        if not any(self.objective.serves(steps) for steps in self.evaluation.steps):
+            raise ValueError(
+                f"evaluation.steps must hold a number that a {self.objective.type} student of objective.student_steps "
+                f"{self.objective.student_steps} samples with, but is {list(self.evaluation.steps)}"
+            )
         if self.objective.type == "dmd2" and self.tracking.log_every < self.objective.student_every:
             raise ValueError(
                 f"tracking.log_every must be at least objective.student_every ({self.objective.student_every}), or "

@@ -62,7 +62,7 @@ def student_samplers(
     last = list(rounds.values())[-1]
     samplers = {}
     for n in steps:
-        model = rounds.get(n) if objective.fixed_steps else last
+        model = rounds.get(n) if objective.fixed_steps else last if n <= (objective.most_steps or n) else None
         if model is not None:
             denoiser = objective.student_denoiser(model.denoiser())
             times, transition = objective.sampling_times(n), objective.phases[-1].transition

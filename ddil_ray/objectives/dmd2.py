@@ -112,6 +112,7 @@ class DistributionMatching:
         self.time_range, self.critic_lr = time_range, critic_lr
         self.gan_weight, self.critic_gan_weight = gan_weight, critic_gan_weight
         self.gan_layer = gan_layer if gan_weight > 0 else None
+        self.most_steps: int | None = student_steps
         self.lcm_scheduler: dict[str, Any] | None = {"original_inference_steps": student_steps}
         self._bare: Critic | None = None
         self._expert: Denoiser | None = None

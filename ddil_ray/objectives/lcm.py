@@ -74,6 +74,7 @@ class LatentConsistency:
         self.elementwise, self.huber_c = LCM_LOSSES[loss], huber_c
         self.sigma_data, self.timestep_scaling = sigma_data, timestep_scaling
         self.threshold = threshold or NoThreshold()
+        self.most_steps: int | None = solver_steps
         self.lcm_scheduler: dict[str, Any] | None = {
             "original_inference_steps": solver_steps,
             "timestep_scaling": timestep_scaling,

@@ -59,6 +59,8 @@ class Objective(Protocol):
     """Whether each phase after the first is taught by the student of the one before, without guidance."""
     fixed_steps: bool
     """Whether a student samples well only with the number of steps that its phase was trained for."""
+    most_steps: int | None
+    """Steps that a student can sample with at most; None for no limit."""
     asks_in_trainer: bool
     """Whether the expert is asked in the trainer, about what the student says there; it is then given by `equip`."""
     critic: nn.Module | None

@@ -45,6 +45,7 @@ class ProgressiveDistillation:
 
     student_becomes_teacher = True
     fixed_steps = True
+    most_steps: int | None = None
     asks_in_trainer = False
     critic: nn.Module | None = None
     critic_lr: float | None = None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PD, THREE_SOURCES, small_run
+import torch
+from runs import DMD2, PD, THREE_SOURCES, small_run
 
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.run import distill, resumed_config
@@ -64,11 +65,13 @@ def test_progressive_distillation_goes_from_teacher_to_student(run_dir):
         distill(config)
 
 
-def test_ray_changes_nothing_about_the_method(run_dir):
+@pytest.mark.parametrize("objective", [PD, DMD2], ids=["pd", "dmd2"])
+def test_ray_changes_nothing_about_the_method(run_dir, objective):
     """Forward and teacher states do not depend on timing: the losses are those of the same run without Ray."""
     states = {"forward": 0.5, "teacher": 0.5}
     url = f"file://{run_dir}"  # an fsspec URL: files are mirrored, checkpoints go through its filesystem
-    config = small_run(objective=PD, states=states, output=url, labels={"placement": "pool"})
+    placement = "pool" if objective is PD else "fused"
+    config = small_run(objective=objective, states=states, output=url, labels={"placement": placement})
     distill(config)
     here = config.model_copy(update={"output": run_dir})
     inline = distill_inline(Recipe(config))
@@ -102,6 +105,25 @@ def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):
         shares = [r.get(f"states/share_{origin.label}", 0.0) for r in records]
         expected = sum(alone.counts(n)[origin] for n in range(500)) / (500 * 32)
         assert sum(shares) / len(shares) == pytest.approx(expected, abs=0.01)
+
+
+def test_two_workers_share_the_critic_of_distribution_matching(run_dir):
+    config = small_run(
+        output=run_dir,
+        objective=DMD2,
+        states=THREE_SOURCES,
+        trainer={"num_workers": 2, "accumulate": 2, "batch_size": 32},
+        sync={"every": 5},
+    )
+    result = distill(config)
+    records = _training(config)
+    assert records[-1]["step"] == 20
+    assert all("critic/loss" in r and "gan/critic_loss" in r for r in records)
+    checkpoint = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*"))[-1]
+    state = torch.load(checkpoint / "learner.pt", weights_only=True)["learner"]
+    assert state["objective"]["iteration"] == 20
+    assert state["optimizers"]["critic"]["adam"]["state"][0]["step"] == 20
+    assert state["optimizers"]["student"]["adam"]["state"][0]["step"] == 10
 
 
 def _when(condition, act, timeout_s=120):

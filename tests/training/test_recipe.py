@@ -1,0 +1,73 @@
+"""Pins how a config becomes the parts of a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from runs import DMD2, PD, small_run
+
+from ddil_ray.diffusion.threshold import NoThreshold, StaticThreshold
+from ddil_ray.errors import ConfigError
+from ddil_ray.training.recipe import Recipe
+
+LCM = {"type": "lcm", "solver_steps": 10, "student_steps": 2}
+NONE, CLIP = NoThreshold(), StaticThreshold(0.5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "applies_to", "teacher", "target"),
+    [
+        (PD, None, CLIP, NONE),
+        (LCM, None, CLIP, NONE),
+        (DMD2, None, CLIP, CLIP),
+        (PD, "target", NONE, CLIP),
+        (LCM, "both", CLIP, CLIP),
+        (DMD2, "teacher", CLIP, NONE),
+    ],
+)
+def test_thresholds_go_where_they_are_said_to(objective, applies_to, teacher, target):
+    threshold = {"mode": "static", "bound": 0.5, "applies_to": applies_to}
+    made = Recipe(small_run(objective=objective, threshold=threshold)).ingredients()
+    assert made.threshold == teacher
+    assert made.objective.threshold == target
+
+
+@pytest.mark.parametrize("objective", [PD, LCM])
+def test_a_threshold_of_the_target_changes_what_the_student_learns(objective):
+    """On the same states: PD's label, and LCM's target, come from clipped estimates."""
+    from ddil_ray.states.batch import Origin
+    from ddil_ray.states.source import SourceContext, StateRequest, make_states
+
+    losses = []
+    for mode in ("none", "static"):
+        threshold = {"mode": mode, "bound": 0.05, "applies_to": "target"}
+        recipe = Recipe(small_run(objective=objective, threshold=threshold))
+        made = recipe.ingredients()
+        phase, conditions = made.objective.phases[0], recipe.conditions(made.data)
+        context = SourceContext(made.teacher.schedule, (1, 8, 8), conditions, images=made.data.images)
+        states = make_states(context, phase, StateRequest(Origin.FORWARD, 0, 0, 16, 0), version=-1)
+        with torch.no_grad():
+            states = states.labelled(made.objective.label(made.expert(), states, phase))
+        student = recipe.student_of(made.teacher)
+        made.objective.start(student.network, phase, lambda network: network)
+        losses.append(float(made.objective.loss(student.denoiser(), states, phase).per_row.mean()))
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [(None, "none is known for this teacher"), ("insid", r"but is 'insid' instead. The closest are inside")],
+)
+def test_a_discriminator_reads_a_layer_that_is_there(layer, expected):
+    with pytest.raises(ConfigError, match=expected):
+        Recipe(small_run(objective={**DMD2, "gan_layer": layer})).ingredients()
+
+
+def test_the_bottleneck_of_a_known_family_needs_no_name():
+    config = small_run(objective={**DMD2, "gan_layer": None}, teacher={"model": "builtin:digits"})
+    assert Recipe(config).ingredients().objective.gan_layer == "unet.mid_block"
+
+
+def test_no_discriminator_needs_no_layer():
+    made = Recipe(small_run(objective={**DMD2, "gan_layer": None, "gan_weight": 0})).ingredients()
+    assert made.objective.gan_layer is None
