@@ -157,7 +157,7 @@ Objective = Annotated[Pd | Lcm | Dmd2, Field(discriminator="type")]
 
 
 class PriorRamp(Group):
-    """A prior that moves from `start` to `end` over the first part of each phase."""
+    """A prior, or chance, that moves from `start` to `end` over the first part of each phase."""
 
     start: Fraction
     end: Fraction
@@ -176,7 +176,15 @@ class States(Group):
     student: Fraction | PriorRamp = 0.0
     teacher: Fraction | PriorRamp = 0.0
     mixed: Fraction | PriorRamp = 0.0
-    mixed_teacher_probability: Fraction = Field(0.5, description="chance of a teacher step in mixed rollouts")
+    mixed_teacher_probability: Fraction | PriorRamp = Field(0.5, description="chance of the teacher in mixed rollouts")
+    mixed_segment: Count | Literal["trajectory"] = Field(
+        1, description="steps of a mixed rollout that one draw gives to student or teacher"
+    )
+    mixed_takeover: Positive | None = Field(
+        None,
+        description="largest RMS of student x_0 - teacher x_0 (data is in [-1, 1]); over it the teacher takes this and "
+        "all later steps of a mixed rollout. Asks the teacher at every step; LCM students differ some by design",
+    )
     teacher_substeps: Count | None = Field(None, description="lcm, dmd2: DDIM steps of teacher rollouts per stage")
 
     @model_validator(mode="after")

@@ -30,11 +30,12 @@ def best_device() -> torch.device:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of one stream: which it is, and how new its weights must be."""
+    """One block of one stream: which it is, how new its weights must be, and when in its phase it is needed."""
 
     phase: int
     index: int
     min_version: int
+    progress: float
 
 
 def stream_blocks(recipe: Recipe, origin: Origin, *, phases: int, start_step: int, max_staleness: int) -> list[Block]:
@@ -54,7 +55,8 @@ def stream_blocks(recipe: Recipe, origin: Origin, *, phases: int, start_step: in
         for mine in range(taken, plan.blocks(origin, rows)):
             last = phase * steps + plan.last_step(origin, mine, rows)
             needs = last - max_staleness if origin in USES_STUDENT else -1
-            blocks += [Block(phase, mine * ranks + rank, needs) for rank in range(ranks)]
+            progress = plan.progress(origin, mine, rows)
+            blocks += [Block(phase, mine * ranks + rank, needs, progress) for rank in range(ranks)]
     return blocks
 
 
@@ -107,7 +109,7 @@ class StateStage(_Stage):
             images=self.images,
             student=self._frozen_student() if self.origin in USES_STUDENT else None,
             expert=self.expert,
-            teacher_probability=self.recipe.config.states.mixed_teacher_probability,
+            mixing=self.recipe.mixing,
             autocast=self.autocast,
             device=self.device,
         )
@@ -125,7 +127,7 @@ class StateStage(_Stage):
         block = self.blocks[min(place, len(self.blocks) - 1)]
         self._admitted(block.phase, block.min_version, self.maker if self.maker.student else None)
         rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
-        states = self.maker.make(StateRequest(self.origin, block.phase, block.index, rows, seed))
+        states = self.maker.make(StateRequest(self.origin, block.phase, block.index, rows, seed, block.progress))
         if self.recipe.config.labels.placement == "fused":
             states = self._label(states)
         return states.to_columns()

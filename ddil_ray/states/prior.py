@@ -26,7 +26,7 @@ RAMPS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Prior:
-    """Probability of one source: `start`, moving to `end` over the first `over` of training."""
+    """A probability: `start`, moving to `end` over the first `over` of a phase."""
 
     start: float
     end: float
@@ -100,6 +100,10 @@ class ConsumptionPlan:
     def first_step(self, origin: Origin, block: int, rows: int) -> int:
         """Step at which the first row of `block` is needed."""
         return int(np.searchsorted(self.fresh(origin), block * rows, side="right"))
+
+    def progress(self, origin: Origin, block: int, rows: int) -> float:
+        """Where in the phase, from 0 to 1, the first row of `block` is needed; what schedules of a block go by."""
+        return self.first_step(origin, block, rows) / max(1, self.steps - 1)
 
     def last_step(self, origin: Origin, block: int, rows: int) -> int:
         """Step at which the last row of `block` is taken; the phase's last step if it never is."""

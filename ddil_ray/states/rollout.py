@@ -1,13 +1,13 @@
 """Rollouts: states that a student, a teacher or a mixture of both visits on its way from noise.
 
 DAgger's data collection (Ross et al. 2011, arXiv:1011.0686): run a policy, keep what it visits, ask the expert there.
-A `Policy` is a denoiser with the way its sampler moves; `rollout` runs one, or two mixed step by step.
+A `Policy` is a denoiser with the way its sampler moves; `rollout` runs one, or two of which a rule (`mixing`) chooses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.solver import TRANSITIONS, mean_x0
 
-__all__ = ["Policy", "bernoulli", "rollout"]
+__all__ = ["Choose", "Policy", "Visit", "rollout"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,41 @@ class Policy:
         return TRANSITIONS[self.transition](x_t, x_0, t, s, self.schedule, generator)
 
 
-Choose = Callable[[int, int], Tensor]
-"""(stage, rows) -> (rows,) bool: where the second of two policies takes the step."""
+@dataclass(frozen=True)
+class Visit:
+    """B rows where they stand at one stage, before anyone moves them."""
+
+    stage: int
+    policies: tuple[Policy, ...]
+    x_t: Tensor
+    """(B, ...) states."""
+    t: Tensor
+    """(B,) time of this stage."""
+    s: Tensor
+    """(B,) time of the next."""
+    cond: Tensor
+    """(B,) conditions."""
+    w: Tensor
+    """(B,) guidance."""
+    _known: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def estimate(self, which: int, rows: Tensor) -> Tensor:
+        """x_0 (R, ...) with which policy number `which` would step from `rows` (R,) int64; no row is computed twice."""
+        if which not in self._known:
+            self._known[which] = torch.zeros_like(self.t, dtype=torch.bool), torch.empty_like(self.x_t)
+        known, x_0 = self._known[which]
+        new = rows[~known[rows]]
+        if len(new):
+            here = (self.x_t[new], self.t[new], self.s[new], self.cond[new], self.w[new])
+            x_0[new], known[new] = self.policies[which].x_0(*here), True
+        return x_0[rows]
 
 
-def bernoulli(probability: float, generator: torch.Generator) -> Choose:
-    """Each row and step on its own goes to the second policy with `probability`."""
-    return lambda _stage, rows: torch.rand(rows, generator=generator) < probability
+Choose = Callable[[Visit], Tensor]
+"""Visit -> (B,) bool on the states' device: where the second of two policies takes the step."""
 
 
 @torch.no_grad()
@@ -77,7 +105,7 @@ def rollout(
         cond: (B,) conditions.
         w: (B,) guidance.
         generator: source of the moves' noise.
-        choose: required with two policies.
+        choose: who steps, asked once per stage in order; without it the first policy does.
 
     Returns:
         (B, M, ...) states.
@@ -88,28 +116,25 @@ def rollout(
     for stage, (now, following) in enumerate(zip(stages.tolist(), stages.tolist()[1:], strict=False)):
         if now <= lowest:
             break  # nothing is asked for below here, so the last denoising would be wasted
-        parts = _parts(policies, choose, stage, x)
         t, s = (torch.full((rows,), u, dtype=torch.float64, device=x.device) for u in (now, following))
-        x_next = torch.empty_like(x)
-        for policy, part in parts:
-            here = (x[part], t[part], s[part])
-            x_0 = policy.x_0(*here, cond[part], w[part])
-            x_next[part] = policy.move(here[0], x_0, *here[1:], generator)
+        visit = Visit(stage, policies, x, t, s, cond, w)
+        x = torch.empty_like(x)
+        for which, part in _parts(visit, choose):
+            policy, x_t, x_0 = policies[which], visit.x_t[part], visit.estimate(which, part)
+            x[part] = policy.move(x_t, x_0, t[part], s[part], generator)
             row, column = ((wanted[part] < now) & (wanted[part] > following)).nonzero(as_tuple=True)
             if len(row):
                 between = wanted[part][row, column]
-                states[part[row], column] = policy.move(here[0][row], x_0[row], here[1][row], between, generator)
+                states[part[row], column] = policy.move(x_t[row], x_0[row], t[part][row], between, generator)
         row, column = (wanted == following).nonzero(as_tuple=True)
-        states[row, column] = x_next[row]
-        x = x_next
+        states[row, column] = x[row]
     return states
 
 
-def _parts(policies: tuple[Policy, ...], choose: Choose | None, stage: int, x: Tensor) -> list[tuple[Policy, Tensor]]:
-    """Which rows each policy moves at this stage; only policies with rows."""
-    everyone = torch.arange(len(x), device=x.device)
-    if len(policies) == 1 or choose is None:
-        return [(policies[0], everyone)]
-    second = choose(stage, len(x)).to(x.device)
-    parts = [(policies[0], everyone[~second]), (policies[1], everyone[second])]
-    return [(policy, part) for policy, part in parts if len(part)]
+def _parts(visit: Visit, choose: Choose | None) -> list[tuple[int, Tensor]]:
+    """Which rows each policy moves at this stage, by its number; only policies with rows."""
+    everyone = torch.arange(len(visit), device=visit.x_t.device)
+    if choose is None:
+        return [(0, everyone)]
+    second = choose(visit)
+    return [(which, part) for which, part in enumerate((everyone[~second], everyone[second])) if len(part)]

@@ -7,7 +7,7 @@ any process can make them, twice the same. To add a source: a member of `Origin`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule, add_noise
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.law import TimeLaw
-from ddil_ray.states.rollout import Policy, bernoulli, rollout
+from ddil_ray.states.mixing import Mixing
+from ddil_ray.states.rollout import Policy, rollout
 
 __all__ = ["SOURCES", "Conditions", "Phase", "SourceContext", "StateRequest", "States", "make_states"]
 
@@ -49,6 +50,8 @@ class StateRequest:
     index: int
     rows: int
     seed: int
+    progress: float = 0.0
+    """Where in its phase, from 0 to 1, the block is first needed; no part of the key of `generator`."""
 
     def generator(self) -> torch.Generator:
         """CPU generator of this request alone."""
@@ -88,7 +91,7 @@ class SourceContext:
     """(N, ...) float32 clean data, row i conditioned on `conditions.pool[i]`; forward states only."""
     student: Denoiser | None = None
     teacher: Denoiser | None = None
-    teacher_probability: float = 0.5
+    mixing: Mixing = field(default_factory=Mixing)
     device: torch.device | str = "cpu"
 
 
@@ -124,18 +127,18 @@ def _epoch_order(seed: int, position: np.ndarray, size: int) -> np.ndarray:
 
 def student_rollouts(context: SourceContext, phase: Phase, request: StateRequest) -> States:
     """States on the student's own sampling path."""
-    return _rollout_states(context, phase, request, mixed=False, policies=(_student(context, phase),))
+    return _rollout_states(context, phase, request, policies=(_student(context, phase),))
 
 
 def teacher_rollouts(context: SourceContext, phase: Phase, request: StateRequest) -> States:
     """States on the teacher's sampling path, DDIM with `phase.teacher_substeps` per stage."""
-    return _rollout_states(context, phase, request, mixed=False, policies=(_teacher(context, phase),))
+    return _rollout_states(context, phase, request, policies=(_teacher(context, phase),))
 
 
 def mixed_rollouts(context: SourceContext, phase: Phase, request: StateRequest) -> States:
-    """States of trajectories whose every step is the teacher's with `context.teacher_probability`."""
+    """States of trajectories whose steps student and teacher share by `context.mixing`."""
     policies = (_student(context, phase), _teacher(context, phase))
-    return _rollout_states(context, phase, request, mixed=True, policies=policies)
+    return _rollout_states(context, phase, request, policies=policies, mixing=context.mixing)
 
 
 def _student(context: SourceContext, phase: Phase) -> Policy:
@@ -153,8 +156,8 @@ def _rollout_states(
     phase: Phase,
     request: StateRequest,
     *,
-    mixed: bool,
     policies: tuple[Policy] | tuple[Policy, Policy],
+    mixing: Mixing | None = None,
 ) -> States:
     generator = request.generator()
     per_row = min(phase.student_steps, request.rows)
@@ -170,7 +173,7 @@ def _rollout_states(
         cond=cond.to(context.device),
         w=w.to(context.device),
         generator=generator,
-        choose=bernoulli(context.teacher_probability, generator) if mixed else None,
+        choose=mixing.rule(request.progress, generator) if mixing else None,
     )
     # Shuffled, so that any part of the block has the same law of t as the whole.
     order = torch.randperm(wanted.numel(), generator=generator)[: request.rows]

@@ -12,6 +12,7 @@ from typing import Any
 from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.source import StateRequest
 from ddil_ray.training.learner import Learner, round_models
 from ddil_ray.training.loop import TrainingLoop
@@ -20,7 +21,7 @@ from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.weights import flatten_weights
 
-__all__ = ["InlineResult", "distill_inline"]
+__all__ = ["InlineResult", "distill_inline", "requests"]
 
 
 @dataclass
@@ -92,7 +93,7 @@ def distill_inline(
         images=data.images,
         student=student.copy(),
         expert=expert,
-        teacher_probability=recipe.config.states.mixed_teacher_probability,
+        mixing=recipe.mixing,
         autocast=autocast,
     )
     for frozen in (expert.student, maker.student, teacher):
@@ -114,11 +115,17 @@ def distill_inline(
 
 
 def _blocks(
-    recipe: Recipe, origin: Origin, plans: list[Any], maker: StateMaker, expert: Expert
+    recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan], maker: StateMaker, expert: Expert
 ) -> Iterator[StateBatch]:
     """The labelled blocks of `origin` in the order that the loop takes them."""
+    for request in requests(recipe, origin, plans):
+        yield expert.label(maker.objective, maker.make(request), "cpu")
+
+
+def requests(recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan]) -> Iterator[StateRequest]:
+    """What `origin` is asked for in a run, in order; the same as a Ray run of one worker asks for."""
     rows = recipe.rows_per_block(origin)
     for phase, plan in enumerate(plans):
         for index in range(plan.blocks(origin, rows)):
-            request = StateRequest(origin, phase, index, rows, recipe.config.seed)
-            yield expert.label(maker.objective, maker.make(request), "cpu")
+            progress = plan.progress(origin, index, rows)
+            yield StateRequest(origin, phase, index, rows, recipe.config.seed, progress)

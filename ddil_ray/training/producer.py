@@ -11,6 +11,7 @@ from ddil_ray.diffusion.threshold import Threshold
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.objectives.objective import Objective
 from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
 from ddil_ray.training.weights import FlatWeights, load_weights
 
@@ -65,7 +66,7 @@ class StateMaker:
     images: torch.Tensor | None = None
     student: DiffusionModel | None = None
     expert: Expert | None = None
-    teacher_probability: float = 0.5
+    mixing: Mixing = field(default_factory=Mixing)
     autocast: torch.dtype | None = None
     device: torch.device | str = "cpu"
     version: int = -1
@@ -86,7 +87,7 @@ class StateMaker:
             images=self.images,
             student=self._student_denoiser(),
             teacher=self.expert.denoiser if self.expert is not None else None,
-            teacher_probability=self.teacher_probability,
+            mixing=self.mixing,
             device=self.device,
         )
         version = self.version if request.origin in USES_STUDENT else -1

@@ -16,6 +16,7 @@ from ddil_ray.errors import ConfigError
 from ddil_ray.models import DiffusionModel, load_model, student_of
 from ddil_ray.objectives import OBJECTIVES, Objective, RealData
 from ddil_ray.states.batch import Origin
+from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
 from ddil_ray.training.loop import LoopSettings
@@ -75,6 +76,13 @@ class Recipe:
         """Source priors by origin."""
         states = self.config.states
         return SourcePriors({o: _prior(getattr(states, o.label)) for o in Origin})
+
+    @property
+    def mixing(self) -> Mixing:
+        """How student and teacher share mixed rollouts."""
+        states = self.config.states
+        segment = None if states.mixed_segment == "trajectory" else states.mixed_segment
+        return Mixing(_prior(states.mixed_teacher_probability), segment, states.mixed_takeover)
 
     def objective(self, teacher: DiffusionModel, images: Tensor) -> Objective:
         """The method, for `teacher`; `images` calibrate a threshold that is per channel.

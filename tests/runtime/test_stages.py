@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -14,8 +16,11 @@ from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hub import Hub
 from ddil_ray.runtime.stages import StateStage, stream_blocks
 from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.mixing import Mixing
+from ddil_ray.states.prior import Prior
 from ddil_ray.states.rollout import Policy, rollout
-from ddil_ray.states.source import StateRequest
+from ddil_ray.states.source import SourceContext, StateRequest, make_states
+from ddil_ray.training.inline import requests
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.weights import flatten_weights
 
@@ -26,6 +31,22 @@ def test_blocks_go_to_ranks_in_turn_and_fill_every_phase():
     for phase, plan in enumerate(recipe.plans(2)):
         mine = [b.index for b in blocks if b.phase == phase]
         assert mine == list(range(2 * plan.blocks(Origin.STUDENT, 16)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_blocks_are_made_for_the_same_progress_with_and_without_ray(workers):
+    """Schedules of a block are read at its first step; two workers share a step's blocks, each takes half the rows."""
+    states = {"forward": {"start": 0.8, "end": 0.5}, "mixed": {"start": 0.2, "end": 0.5}}
+    trainer = {"num_workers": workers, "batch_size": 16 * workers}
+    recipe = Recipe(small_run(objective=PD, states=states, trainer=trainer))
+    asked = list(requests(recipe, Origin.MIXED, recipe.plans(2)))
+    blocks = stream_blocks(recipe, Origin.MIXED, phases=2, start_step=0, max_staleness=10)
+    assert [(r.phase, r.progress) for r in asked for _ in range(workers)] == [(b.phase, b.progress) for b in blocks]
+    for phase in range(2):
+        along = [r.progress for r in asked if r.phase == phase]
+        assert along == sorted(along)
+        assert along[0] == 0
+        assert 0.7 < along[-1] <= 1
 
 
 @settings(max_examples=20)
@@ -54,26 +75,30 @@ def test_admission_keeps_the_bound_and_never_waits_for_itself(max_staleness):
         assert block.min_version <= newest_published_before_first
 
 
-@pytest.mark.ray
-def test_rollouts_come_from_the_weights_that_were_published(ray_cluster):
-    """Fails if syncing is broken: the second block must be that of the second weights, and say so."""
-    config = small_run()
-    recipe = Recipe(config)
-    made = recipe.ingredients()
+def _started(recipe, made, origin):
+    """A hub, and an actor's stage in this process that asks it."""
     hub = Hub.remote()
     context = RunContext(
-        config.model_dump(mode="json"),
+        recipe.config.model_dump(mode="json"),
         hub,
         ray.put(made.data.images.numpy()),
         ray.put(made.data.labels.numpy()),
         max_staleness=100,
     )
-    incarnation = ray.get(hub.incarnation_of.remote("student"))
+    incarnation = ray.get(hub.incarnation_of.remote(origin.label))
     ray.get(hub.begin.remote(0))
+    return hub, StateStage(context, int(origin), incarnation)
+
+
+@pytest.mark.ray
+def test_rollouts_come_from_the_weights_that_were_published(ray_cluster):
+    """Fails if syncing is broken: the second block must be that of the second weights, and say so."""
+    recipe = Recipe(small_run())
+    made = recipe.ingredients()
+    hub, stage = _started(recipe, made, Origin.STUDENT)
     students = [recipe.student_of(made.teacher) for _ in range(2)]
     for parameter in students[1].network.parameters():
         parameter.data.mul_(-0.5)
-    stage = StateStage(context, int(Origin.STUDENT), incarnation)
 
     def publish(student, version):
         return ray.put(flatten_weights(student.network)), version
@@ -89,6 +114,34 @@ def test_rollouts_come_from_the_weights_that_were_published(ray_cluster):
     assert set(second.version.tolist()) == {12}
     for block, student, batch in ((0, students[0], first), (1, students[1], second)):
         torch.testing.assert_close(batch.x_t, _expected(recipe, made, student, block))
+    ray.kill(hub)
+
+
+@pytest.mark.ray
+def test_mixed_rollouts_are_made_for_the_progress_of_their_block(ray_cluster):
+    """The chance goes from 0 to 1: the first block is the student's alone, the last the teacher's."""
+    chance = {"start": 0.0, "end": 1.0}
+    recipe = Recipe(small_run(states={"forward": 0.0, "mixed": 1.0, "mixed_teacher_probability": chance}))
+    made = recipe.ingredients()
+    hub, stage = _started(recipe, made, Origin.MIXED)
+    student = recipe.student_of(made.teacher)
+    for parameter in student.network.parameters():
+        parameter.data.mul_(-0.5)
+    ray.get(hub.start_phase.remote(0, 100, [ray.put(flatten_weights(student.network))], []))
+    plain = SourceContext(
+        made.teacher.schedule,
+        made.teacher.sample_shape,
+        recipe.conditions(made.data),
+        student=made.objective.student_denoiser(student.denoiser()),
+        teacher=made.expert(),
+    )
+    asked = list(requests(recipe, Origin.MIXED, made.plans))
+    for place, chance in ((0, 0.0), (10, asked[10].progress), (len(asked) - 1, 1.0)):
+        batch = StateBatch.from_columns(stage({"place": np.array([place])}))
+        fixed = replace(plain, mixing=Mixing(Prior(chance, chance)))
+        at_once = StateRequest(Origin.MIXED, 0, place, 16, recipe.config.seed)
+        expected = make_states(fixed, made.objective.phases[0], at_once, version=100)
+        torch.testing.assert_close(batch.x_t, expected.x_t)
     ray.kill(hub)
 
 

@@ -91,6 +91,7 @@ def test_fresh_rows_always_cover_what_is_trained_on(reuse, rows):
             assert first <= last < 60
             assert fresh[first] > block * rows
             assert first == 0 or fresh[first - 1] <= block * rows
+            assert plan.progress(origin, block, rows) == first / 59
 
 
 def test_smallest_staleness_is_a_blocks_span_and_a_publication():

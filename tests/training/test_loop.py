@@ -10,6 +10,8 @@ from runs import PD, THREE_SOURCES, small_run
 
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.states.batch import Origin
+from ddil_ray.states.mixing import Mixing
+from ddil_ray.states.prior import Prior
 from ddil_ray.states.source import SourceContext, StateRequest, make_states
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.learner import Learner
@@ -52,6 +54,28 @@ def test_every_source_reaches_training_in_its_share(name):
     for origin in Origin:
         shares = [r[f"states/share_{origin.label}"] for r in result.records]
         assert sum(shares) / len(shares) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_mixed_rollouts_follow_the_settings_along_the_run():
+    """From the student alone to the teacher alone; the first state is the student's in both, the last is not."""
+    mixed = {"forward": 0.0, "mixed": 1.0, "mixed_segment": "trajectory", "mixed_teacher_probability": 0.0}
+    ramped = mixed | {"mixed_teacher_probability": {"start": 0.0, "end": 1.0}}
+    student, moving, taken_over = (
+        _losses(distill_inline(Recipe(small_run(states=states, tracking={"log_every": 1}))))
+        for states in (mixed, ramped, mixed | {"mixed_takeover": 1e-6})
+    )
+    assert moving[0] == student[0]
+    assert moving[-1] != student[-1]
+    assert taken_over[0] != student[0]
+
+
+@pytest.mark.parametrize(("segment", "length"), [(1, 1), (3, 3), ("trajectory", None)])
+def test_the_settings_of_mixed_rollouts_mean_what_they_say(segment, length):
+    """They may be set while `mixed` is 0, as where arms of an ablation share all but their priors."""
+    chance = {"start": 0.8, "end": 0.2, "ramp": "cosine", "over": 0.5}
+    states = {"mixed_segment": segment, "mixed_teacher_probability": chance, "mixed_takeover": 0.3}
+    assert Recipe(small_run(states=states)).mixing == Mixing(Prior(0.8, 0.2, "cosine", 0.5), length, 0.3)
+    assert Recipe(small_run()).mixing == Mixing(Prior(0.5, 0.5), 1, None)
 
 
 def test_rounds_start_from_the_averaged_student_of_the_round_before():
