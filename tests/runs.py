@@ -22,6 +22,7 @@ _SMALL: dict[str, Any] = {
     "checkpoint": {"every": 8},
     "tracking": {"tracker": "none", "log_every": 2},
     "evaluation": {"enabled": False},
+    "shift": {"enabled": False},
 }
 PD = {"type": "pd", "teacher_steps": 8, "student_steps": [4, 2]}
 THREE_SOURCES = {"forward": 0.4, "student": 0.3, "teacher": 0.3}
