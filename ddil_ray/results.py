@@ -9,7 +9,7 @@ from typing import Any
 from ddil_ray.evaluation import Benchmark, Sampler, student_samplers, teacher_sampler
 from ddil_ray.export import consistency_scheduler, save_model_folder
 from ddil_ray.models import DiffusionModel
-from ddil_ray.report import Figure, Table, line_chart, save_grid, write_page
+from ddil_ray.report import Figure, Table, line_chart, save_grid, shift_parts, write_page
 from ddil_ray.states.batch import Origin
 from ddil_ray.training.recipe import Ingredients, Recipe
 
@@ -142,6 +142,9 @@ def run_report(
     config = recipe.config
     sections = score_parts(measured, about, grids) if measured else []
     sections.append(("Training", _training_figures(records)))
+    shift = shift_parts(records)
+    if shift:
+        sections.append(("Covariate shift", shift))
     write_page(
         path,
         title=config.name,

@@ -22,6 +22,7 @@ _SMALL: dict[str, Any] = {
     "checkpoint": {"every": 8},
     "tracking": {"tracker": "none", "log_every": 2},
     "evaluation": {"enabled": False},
+    "shift": {"enabled": False},
 }
 PD = {"type": "pd", "teacher_steps": 8, "student_steps": [4, 2]}
 DMD2 = {"type": "dmd2", "student_steps": 4, "student_every": 2, "gan_layer": "inside"}

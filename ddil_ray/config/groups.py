@@ -20,6 +20,7 @@ __all__ = [
     "PriorRamp",
     "Replay",
     "Role",
+    "Shift",
     "States",
     "Student",
     "Sync",
@@ -289,6 +290,16 @@ class LabelRole(Role):
     """Who asks the teacher: the actor that made the states, or a pool behind it."""
 
     placement: Literal["fused", "pool"] = "fused"
+
+
+class Shift(_Resources):
+    """Measuring covariate shift while a student trains, by an actor of its own (in the process itself without Ray)."""
+
+    enabled: bool = True
+    every: Count = Field(100, description="steps between measurements, each of weights that were published")
+    num_samples: Annotated[StrictInt, Field(ge=8)] = Field(256, description="rows per measurement")
+    batch_size: Count = Field(256, description="rows per network pass")
+    wait_s: NonNegative = Field(60.0, description="longest wait for the last measurement when training has ended")
 
 
 class Checkpoint(Group):

@@ -15,6 +15,7 @@ from ddil_ray.config.groups import (
     Objective,
     Replay,
     Role,
+    Shift,
     States,
     Student,
     Sync,
@@ -46,6 +47,7 @@ class RunConfig(Group):
     student_rollouts: Role = Role()
     teacher_rollouts: Role = Role()
     labels: LabelRole = LabelRole()
+    shift: Shift = Shift()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     evaluation: Evaluation = Evaluation()

@@ -15,6 +15,8 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from ddil_ray.evaluation.energy import energy_distance
+
 __all__ = [
     "PairedDifference",
     "energy_distance",
@@ -71,19 +73,6 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
 def _kth_distance(features: Tensor, k: int) -> Tensor:
     """Distance of each row to its k-th neighbour, itself not counted."""
     return torch.cdist(features, features).kthvalue(k + 1, dim=1).values
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| over rows of (N, ...) and (M, ...); 0 where both have one law.
-
-    Source: Szekely and Rizzo 2013, J. Stat. Plan. Inference 143, eq. 2.
-    """
-    x, y = x.double().flatten(1), y.double().flatten(1)
-
-    def within(z: Tensor) -> Tensor:
-        return torch.cdist(z, z).sum() / (len(z) * (len(z) - 1))
-
-    return float(2 * torch.cdist(x, y).mean() - within(x) - within(y))
 
 
 def paired_error(student: Tensor, teacher: Tensor) -> float:

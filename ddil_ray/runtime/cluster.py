@@ -75,6 +75,10 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+_GROUPS = ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels", "shift")
+"""The config groups that ask for resources."""
+
+
 @dataclass(frozen=True)
 class Demand:
     """What one role asks of the cluster at least."""
@@ -98,6 +102,8 @@ def demands(config: RunConfig) -> list[Demand]:
         if config.labels.placement == "pool":
             labels = config.labels
             rows.append(Demand(f"labels ({origin.label})", labels.bounds[0], labels.num_cpus, labels.num_gpus))
+    if config.shift.enabled:
+        rows.append(Demand("shift", 1, config.shift.num_cpus, config.shift.num_gpus))
     return rows
 
 
@@ -107,7 +113,7 @@ def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
     fixed = sum(d.count * float(d.gpus) for d in demands(config) if d.gpus != "auto")
     share = _share(asking, gpus - fixed)
     update = {}
-    for name in ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels"):
+    for name in _GROUPS:
         role = getattr(config, name)
         if role.num_gpus == "auto":
             update[name] = role.model_copy(update={"num_gpus": share})
@@ -139,7 +145,7 @@ def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
                 f"The roles must fit the cluster, but need {needed:g} {kind}s and it has {has:g} instead ({table}). "
                 f"Lower `num_actors`, `num_workers` or `num_{key}` of a role, or add nodes."
             )
-    for name in ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels"):
+    for name in _GROUPS:
         role = getattr(config, name)
         wanted = dict(role.resources)
         if role.accelerator_type:

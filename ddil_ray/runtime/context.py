@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddil_ray.config import Role
+    from ddil_ray.config.groups import Shift
     from ddil_ray.training.recipe import Recipe
 
-__all__ = ["Columns", "RunContext", "StageCall"]
+__all__ = ["Columns", "RunContext", "StageCall", "actor_options"]
 
 Columns = dict[str, Any]
 """A batch of Ray Data: numpy arrays by column."""
@@ -48,3 +50,15 @@ class StageCall:
         """One batch through the stage."""
         columns: Columns = self._stage(batch)
         return columns
+
+
+def actor_options(role: Role | Shift) -> dict[str, Any]:
+    """What Ray is asked for, for one actor of `role`."""
+    options: dict[str, Any] = {"num_cpus": role.num_cpus}
+    if role.num_gpus:
+        options["num_gpus"] = role.num_gpus
+    if role.accelerator_type:
+        options["accelerator_type"] = role.accelerator_type
+    if role.resources:
+        options["resources"] = dict(role.resources)
+    return options

@@ -1,14 +1,15 @@
 """The one actor that all processes of a run know: weights with versions, admission of rollouts, records, stop flag.
 
 It owns the published weights (an object dies with the process that put it), so that rollouts outlive a trainer. The
-rules are in `HubState`, which needs no Ray; `Hub` adds the transport.
+rules are in `HubState` and `Measured`, which need no Ray; `Hub` adds the transport.
 
 | who | calls | waits for |
 | --- | --- | --- |
 | trainer rank 0 | begin, start_phase, publish, push | nothing (adoption is awaited before the next publish) |
 | every rank | should_stop(step) | nothing |
 | state actors | start_of, admit | the trainer to begin; phase and version of their block |
-| driver | drain, request_stop | nothing |
+| monitor | to_measure, push | weights that are due (`Cadence`), or the end |
+| driver | drain, request_stop, training_ended | nothing |
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ddil_ray.training.cadence import Cadence
+
 if TYPE_CHECKING:
     from ddil_ray.training.weights import FlatWeights
 
-__all__ = ["Grant", "Hub", "HubState"]
+__all__ = ["Grant", "Hub", "HubState", "Measured"]
 
 _RECORDS_KEPT = 10_000
 
 
 @dataclass(frozen=True)
 class Grant:
-    """Permission to make a block, and where newer weights are if there are any."""
+    """Permission to make a block or to measure, and where newer weights are if there are any."""
 
+    phase: int
     version: int
     student: Any = None
     """Reference to flat student weights, or None if the caller's are as new."""
@@ -84,12 +88,54 @@ class HubState:
             self.stop_step = self.seen_step + 2
 
 
+@dataclass
+class Measured:
+    """Which weights the monitor gets: those that are due, held until it takes them, and at the end the newest."""
+
+    cadence: Cadence | None
+    """None where nothing is measured."""
+    newest: Grant | None = None
+    held: Grant | None = None
+    ended: bool = False
+
+    def published(self, grant: Grant) -> None:
+        """There are newer weights."""
+        self.newest = grant
+        self._hold()
+
+    def take(self) -> Grant | None:
+        """The held weights, which are being measured from now on; None where none are."""
+        held, self.held = self.held, None
+        if held is not None and self.cadence is not None:
+            self.cadence.took(held.phase, held.version)
+            self._hold()
+        return held
+
+    def end(self) -> None:
+        """No more weights come: the newest are the last to measure, unless they have been taken."""
+        self.ended = True
+        if self.cadence is not None and self.newest is not None:
+            taken = (self.newest.phase, self.newest.version) == (self.cadence.phase, self.cadence.version)
+            self.held = None if taken else self.newest
+
+    def _hold(self) -> None:
+        if self.held is not None or self.newest is None or self.cadence is None:
+            return
+        if self.cadence.due(self.newest.phase, self.newest.version) and not self.ended:
+            self.held = self.newest
+
+
 @ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
 class Hub:
-    """`HubState` behind an actor, with the weights."""
+    """`HubState` behind an actor, with the weights.
 
-    def __init__(self) -> None:
+    Args:
+        measure_every: steps between the weights that a monitor gets; None where there is no monitor.
+    """
+
+    def __init__(self, measure_every: int | None = None) -> None:
         self.state = HubState()
+        self._measured = Measured(None if measure_every is None else Cadence(measure_every))
         self._changed = asyncio.Condition()
         self._student: Any = None
         self._teacher: Any = None
@@ -117,13 +163,13 @@ class Hub:
         self._teacher = await self._adopt(teacher)
         self._student = await self._adopt(student)
         self.state.phase, self.state.version = phase, version
-        await self._notify()
+        await self._published()
 
     async def publish(self, version: int, student: list[Any]) -> None:
         """Publish newer student weights; readers see the old or the new, never a mixture."""
         self._student = await self._adopt(student)
         self.state.version = version
-        await self._notify()
+        await self._published()
 
     async def admit(self, phase: int, min_version: int, known: tuple[int, int]) -> Grant:
         """Wait until the block may be made; `known` is the caller's (phase, version)."""
@@ -132,10 +178,22 @@ class Hub:
         version = self.state.version
         new_phase = known[0] != phase
         return Grant(
+            phase,
             version,
             [self._student] if new_phase or version > known[1] else None,
             [self._teacher] if new_phase and self._teacher is not None else None,
         )
+
+    async def to_measure(self) -> Grant | None:
+        """Wait for weights that are due, the oldest that are held; None once training has ended."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._measured.held is not None or self._measured.ended)
+        return self._measured.take()
+
+    async def training_ended(self) -> None:
+        """See `Measured.end`."""
+        self._measured.end()
+        await self._notify()
 
     async def should_stop(self, step: int) -> bool:
         """See `HubState.should_stop`."""
@@ -154,6 +212,11 @@ class Hub:
         records = list(self.state.records)
         self.state.records.clear()
         return records
+
+    async def _published(self) -> None:
+        teacher = [self._teacher] if self._teacher is not None else None
+        self._measured.published(Grant(self.state.phase, self.state.version, [self._student], teacher))
+        await self._notify()
 
     async def _adopt(self, boxed: list[Any]) -> Any:
         """Re-put an object so that it is this actor's own."""

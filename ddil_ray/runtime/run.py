@@ -30,6 +30,7 @@ from ddil_ray.training.recipe import Ingredients, Recipe
 if TYPE_CHECKING:
     from ddil_ray.evaluation import Benchmark
     from ddil_ray.results import Scores
+    from ddil_ray.runtime.context import RunContext
 
 __all__ = ["RunResult", "distill", "resumed_config"]
 
@@ -183,16 +184,31 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     import ray
 
     from ddil_ray.runtime.hub import Hub
+    from ddil_ray.runtime.monitor import MonitorHandle
     from ddil_ray.runtime.worker import load_rank_state
 
     config = recipe.config
     store = CheckpointStore(f"{folder.url}/checkpoints")
-    hub = Hub.remote()  # type: ignore[attr-defined]
+    hub = Hub.remote(config.shift.every if config.shift.enabled else None)  # type: ignore[attr-defined]
+    context = _context(recipe, made, hub)
     journal = Journal(folder.local / "metrics.jsonl")
     with _Signals() as signals:
+        monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
+
+        def watch() -> bool:
+            _watch(hub, journal, view, signals, folder)
+            if monitor is not None:
+                monitor.watch()
+            return signals.received is None
+
         try:
-            _fit(recipe, made, store, hub, lambda: _watch(hub, journal, view, signals, folder))
+            _fit(recipe, made, store, context, watch)
+            if monitor is not None and signals.received is None:
+                monitor.finish(watch)
+                watch()
         finally:
+            if monitor is not None:
+                monitor.kill()
             ray.kill(hub)
     state = load_rank_state(store, ranks=config.trainer.num_workers, rank=0)
     if state is None:
@@ -207,25 +223,31 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
 
 
-def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, hub: Any, watch: Any) -> None:
-    """Run Ray Train in a thread, calling `watch` until it ends."""
+def _context(recipe: Recipe, made: Ingredients, hub: Any) -> RunContext:
+    """What every actor of the run gets."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     from ddil_ray.runtime.context import RunContext
-    from ddil_ray.runtime.streams import StreamSplit, stream_factory
-    from ddil_ray.runtime.worker import train_worker
 
-    config, attempts = recipe.config, store.attempts()
-    filesystem, path = store.filesystem()
-    context = RunContext(
-        config=config.model_dump(mode="json"),
+    return RunContext(
+        config=recipe.config.model_dump(mode="json"),
         hub=hub,
         images=ray.put(made.data.images.numpy()),
         labels=ray.put(made.data.labels.numpy()),
         max_staleness=made.max_staleness,
     )
+
+
+def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: RunContext, watch: Any) -> None:
+    """Run Ray Train in a thread, calling `watch` until it ends."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ddil_ray.runtime.streams import StreamSplit, stream_factory
+    from ddil_ray.runtime.worker import train_worker
+
+    config, attempts = recipe.config, store.attempts()
+    filesystem, path = store.filesystem()
     phases, gpus = len(made.objective.phases), float(config.trainer.num_gpus)
     trainer = TorchTrainer(
         train_worker,
@@ -358,7 +380,8 @@ def _results(
         measured = scores(benchmark, samplers_of(recipe, made, rounds), grids)
     records = read_journal(folder.local / "metrics.jsonl")
     last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
-    write_json(folder.local / "metrics.json", {"scores": measured, "about": about, "training": last})
+    shift: dict[str, float] = next((r for r in reversed(records) if "rollout/nonfinite" in r), {})
+    write_json(folder.local / "metrics.json", {"scores": measured, "about": about, "training": last, "shift": shift})
     run_report(
         folder.local / "report.html", recipe=recipe, records=records, measured=measured, about=about, grids=grids
     )

@@ -6,6 +6,7 @@ step that the trainer resumed at, waits for admission, takes newer weights if th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,15 @@ import torch
 
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.context import Columns, RunContext
+from ddil_ray.runtime.hub import Grant
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
 from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.producer import USES_STUDENT, Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
+from ddil_ray.training.weights import FlatWeights
 
-__all__ = ["LabelStage", "StateStage", "best_device", "stream_blocks"]
+__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "stream_blocks"]
 
 
 def best_device() -> torch.device:
@@ -60,8 +63,8 @@ def stream_blocks(recipe: Recipe, origin: Origin, *, phases: int, start_step: in
     return blocks
 
 
-class _Stage:
-    """What state and label actors share: the run's models, on this actor's device, kept at the newest weights."""
+class Stage:
+    """What states, labels and monitor share: the run's models, on this actor's device, kept at the newest weights."""
 
     def __init__(self, context: RunContext) -> None:
         torch.set_num_threads(1)
@@ -69,6 +72,7 @@ class _Stage:
         self.teacher = self.recipe.load_teacher()
         self.teacher.network.to(self.device).requires_grad_(False)
         self.images = torch.from_numpy(np.array(ray.get(context.images)))
+        self.conditions = Conditions(torch.from_numpy(np.array(ray.get(context.labels))), self.recipe.guidance)
         self.objective = self.recipe.objective(self.teacher, self.images)
         self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
         threshold = self.recipe.teacher_threshold(self.images)
@@ -82,12 +86,15 @@ class _Stage:
 
     def _admitted(self, phase: int, min_version: int, maker: StateMaker | None) -> None:
         grant = ray.get(self.context.hub.admit.remote(phase, min_version, self.known))
-        if self.known[0] != phase:
-            teacher = ray.get(grant.teacher[0]) if grant.teacher else None
-            self.expert.enter(phase, teacher)
-        if grant.student is not None and maker is not None:
-            maker.load_student(grant.version, ray.get(grant.student[0]))
-        self.known = (phase, grant.version)
+        self._take(grant, maker.load_student if maker else None)
+
+    def _take(self, grant: Grant, load_student: Callable[[int, FlatWeights], None] | None) -> None:
+        """Be taught by the teacher of the grant's phase, and hand on what it has of the student."""
+        if self.known[0] != grant.phase:
+            self.expert.enter(grant.phase, ray.get(grant.teacher[0]) if grant.teacher else None)
+        if grant.student is not None and load_student is not None:
+            load_student(grant.version, ray.get(grant.student[0]))
+        self.known = (grant.phase, grant.version)
 
     def _label(self, states: StateBatch) -> StateBatch:
         size = self.recipe.config.labels.batch_size
@@ -95,17 +102,16 @@ class _Stage:
         return StateBatch.cat([self.expert.label(self.objective, p, self.device) for p in parts])
 
 
-class StateStage(_Stage):
+class StateStage(Stage):
     """Makes the states of one source, and their labels unless a pool of its own does that."""
 
     def __init__(self, context: RunContext, origin: int, incarnation: int) -> None:
         super().__init__(context)
         self.origin = Origin(origin)
-        conditions = Conditions(torch.from_numpy(np.array(ray.get(context.labels))), self.recipe.guidance)
         self.maker = StateMaker(
             self.objective,
             self.teacher,
-            conditions,
+            self.conditions,
             images=self.images,
             student=self._frozen_student() if self.origin in USES_STUDENT else None,
             expert=self.expert,
@@ -133,7 +139,7 @@ class StateStage(_Stage):
         return states.to_columns()
 
 
-class LabelStage(_Stage):
+class LabelStage(Stage):
     """Labels states that other actors made."""
 
     def __call__(self, batch: Columns) -> Columns:

@@ -11,7 +11,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 from ray.data.read_api import from_blocks
 from ray.train import DataConfig
 
-from ddil_ray.runtime.context import RunContext, StageCall
+from ddil_ray.runtime.context import RunContext, StageCall, actor_options
 
 if TYPE_CHECKING:
     from ddil_ray.config import Role
@@ -59,19 +59,12 @@ def _pool(role: Role) -> dict[str, Any]:
     """map_batches arguments that size a pool of actors."""
     low, high = role.bounds
     size = {"size": low} if low == high else {"min_size": low, "max_size": high}
-    options: dict[str, Any] = {
+    return {
         "compute": ActorPoolStrategy(**size),
         "batch_format": "numpy",
-        "num_cpus": role.num_cpus,
         "zero_copy_batch": True,
+        **actor_options(role),
     }
-    if role.num_gpus:
-        options["num_gpus"] = role.num_gpus
-    if role.accelerator_type:
-        options["accelerator_type"] = role.accelerator_type
-    if role.resources:
-        options["resources"] = dict(role.resources)
-    return options
 
 
 def _configure(dataset: Dataset) -> None:

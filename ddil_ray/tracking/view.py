@@ -35,6 +35,7 @@ class View:
         self._task = self._progress.add_task("starting", total=None, facts="", visible=self._live)
         self._last_line = 0.0
         self._checkpoint = -1
+        self._shift: list[str] = []
 
     def __enter__(self) -> View:
         if self._live:
@@ -54,6 +55,8 @@ class View:
     def show(self, record: dict[str, float]) -> None:
         """Take in a record of metrics."""
         self._checkpoint = int(record.get("checkpoint/step", self._checkpoint))
+        if "rollout/nonfinite" in record:
+            self._shift = _shift_facts(record)
         if "loss" not in record:
             return
         step, total = int(record["step"]), int(record["total_steps"])
@@ -80,6 +83,25 @@ class View:
         dropped = {k.rpartition("/")[2]: v for k, v in record.items() if k.startswith("rows/dropped/") and v}
         if dropped:
             parts.append("dropped " + ", ".join(f"{name} {rows:.0f}" for name, rows in dropped.items()))
+        parts += self._shift
         if self._checkpoint >= 0:
             parts.append(f"checkpoint {self._checkpoint}")
         return "  ".join(parts)
+
+
+def _shift_facts(record: dict[str, float]) -> list[str]:
+    """The largest energy distance with what chance gives there, and the errors, mean over steps (`training.shift`)."""
+
+    def steps(name: str) -> dict[str, float]:
+        return {k.removeprefix(name): v for k, v in record.items() if k.startswith(name)}
+
+    energy, facts = steps("shift/energy/"), []
+    if energy:
+        worst = max(energy, key=energy.__getitem__)
+        facts.append(f"shift {energy[worst]:.2g} (chance {record[f'shift/floor/{worst}']:.2g})")
+    visited, forward = (list(steps(f"shift/error_{where}/").values()) for where in ("visited", "forward"))
+    if visited and forward:
+        facts.append(f"error {sum(visited) / len(visited):.2g}/{sum(forward) / len(forward):.2g}")
+    if record["rollout/nonfinite"]:
+        facts.append(f"{record['rollout/nonfinite']:.0f} NaN or infinite")
+    return facts

@@ -5,21 +5,26 @@ For tests, notebooks, benchmarks of the method, and as the baseline that the run
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.source import StateRequest
+from ddil_ray.training.cadence import Cadence
 from ddil_ray.training.learner import Learner, round_models
 from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.producer import Expert, StateMaker
-from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import flatten_weights
+from ddil_ray.training.recipe import Ingredients, Recipe
+from ddil_ray.training.weights import FlatWeights, flatten_weights
+
+if TYPE_CHECKING:
+    from ddil_ray.training.shift import ShiftMeter
 
 __all__ = ["InlineResult", "distill_inline", "requests"]
 
@@ -31,7 +36,9 @@ class InlineResult:
     rounds: dict[int, DiffusionModel]
     """The averaged student of every phase, by its number of steps."""
     records: list[dict[str, float]]
-    """Metrics, one record per `tracking.log_every` steps."""
+    """Metrics, one record per `tracking.log_every` steps and one per measurement of covariate shift."""
+    seconds: dict[str, float]
+    """Where the time went: `measure` is that of covariate shift."""
 
 
 @dataclass
@@ -43,18 +50,26 @@ class _InlineHooks:
     student_becomes_teacher: bool
     refresh: bool = True
     records: list[dict[str, float]] = field(default_factory=list)
+    monitor: _Monitor | None = None
 
     def phase_started(self, step: int, learner: Learner) -> None:
         weights = flatten_weights(learner.student.network)
         first = learner.phase.index == 0
         self.expert.enter(learner.phase.index, weights if self.student_becomes_teacher and not first else None)
         self.maker.load_student(step, weights)
+        self._measure(step, weights)
 
     def publish(self, step: int, learner: Learner) -> None:
+        weights = flatten_weights(learner.student.network)
         if self.refresh:
-            self.maker.load_student(step, flatten_weights(learner.student.network))
+            self.maker.load_student(step, weights)
         else:
             self.maker.version = step
+        self._measure(step, weights)
+
+    def _measure(self, step: int, weights: FlatWeights) -> None:
+        if self.monitor is not None:
+            self.monitor.published(step, weights, self.expert)
 
     def log(self, record: dict[str, float]) -> None:
         self.records.append(record)
@@ -66,11 +81,40 @@ class _InlineHooks:
         return False
 
 
+@dataclass
+class _Monitor:
+    """Measures covariate shift at publications, as the runtime's monitor does."""
+
+    meter: ShiftMeter
+    cadence: Cadence
+    records: list[dict[str, float]]
+    seconds: float = 0.0
+
+    def published(self, step: int, weights: FlatWeights, expert: Expert) -> None:
+        """Measure newly published weights, if they are due."""
+        self._newest = (step, weights, expert)
+        if self.cadence.due(expert.phase, step):
+            self._measure()
+
+    def ended(self) -> None:
+        """Measure the last published weights, unless they have been."""
+        step, _, expert = self._newest
+        if (expert.phase, step) != (self.cadence.phase, self.cadence.version):
+            self._measure()
+
+    def _measure(self) -> None:
+        started, (step, _, expert) = time.perf_counter(), self._newest
+        self.cadence.took(expert.phase, step)
+        self.records.append(self.meter.record(*self._newest))
+        self.seconds += time.perf_counter() - started
+
+
 def distill_inline(
     recipe: Recipe,
     *,
     teacher: DiffusionModel | None = None,
     data: ImageData | None = None,
+    student: DiffusionModel | None = None,
     refresh: bool = True,
 ) -> InlineResult:
     """Run `recipe` in this process on the CPU.
@@ -79,11 +123,12 @@ def distill_inline(
         recipe: the run.
         teacher: in place of the config's.
         data: in place of the config's.
+        student: where training starts, in place of a copy of the teacher; of the same kind.
         refresh: False leaves rollouts with the student's first weights (for the ablation of syncing).
     """
     made = recipe.ingredients(teacher=teacher, data=data)
     teacher, data, objective = made.teacher, made.data, made.objective
-    student = recipe.student_of(teacher)
+    student = student or recipe.student_of(teacher)
     autocast = PRECISIONS[recipe.config.trainer.precision]
     expert = Expert(teacher, student.copy(), made.threshold, autocast)
     maker = StateMaker(
@@ -101,6 +146,8 @@ def distill_inline(
         frozen.network.eval().requires_grad_(False)
     hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
     recipe.equip(objective, teacher, data.images, data.labels)
+    if recipe.config.shift.enabled:
+        hooks.monitor = _monitor(recipe, made, student, hooks.records)
     learner = Learner(student, objective, recipe.optimizer_settings())
     blocks = {o: _blocks(recipe, o, made.plans, maker, expert) for o in recipe.priors.origins}
     loop = TrainingLoop(
@@ -111,7 +158,19 @@ def distill_inline(
         settings=recipe.loop_settings(max_staleness=made.max_staleness),
     )
     loop.run()
-    return InlineResult(round_models(student, learner.rounds), hooks.records)
+    seconds = {"measure": 0.0}
+    if hooks.monitor is not None:
+        hooks.monitor.ended()
+        seconds["measure"] = hooks.monitor.seconds
+    return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
+
+
+def _monitor(recipe: Recipe, made: Ingredients, student: DiffusionModel, records: list[dict[str, float]]) -> _Monitor:
+    from ddil_ray.training.shift import ShiftMeter  # seconds to import, which a run without it does not pay
+
+    conditions = recipe.conditions(made.data)
+    meter = ShiftMeter(recipe, made.objective, student.copy(), images=made.data.images, conditions=conditions)
+    return _Monitor(meter, Cadence(recipe.config.shift.every), records)
 
 
 def _blocks(

@@ -37,7 +37,7 @@ class Expert:
         self.phase = phase
         if weights is not None:
             load_weights(self.student.network, weights)
-            self._promoted = True
+        self._promoted = weights is not None  # a restart may go back to the given teacher
 
     _promoted: bool = field(default=False, init=False)
 

@@ -26,7 +26,8 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
     plan = json.loads(out)
     assert code == 0
     assert [p["student_steps"] for p in plan["phases"]] == [8, 4, 2, 1]
-    assert {a["role"] for a in plan["actors"]} == {"trainer", "forward_states", "student_rollouts", "teacher_rollouts"}
+    roles = {"trainer", "forward_states", "student_rollouts", "teacher_rollouts", "shift"}
+    assert {a["role"] for a in plan["actors"]} == roles
     assert not Path(run_dir).exists()
     code, out, _ = _run(capsys, "distill", "digits-lcm", "--dry-run")
     assert code == 0

@@ -62,3 +62,10 @@ def test_pools_are_counted_per_source():
     config = small_run(labels={"placement": "pool", "num_actors": 2})
     labels = [d for d in demands(config) if d.role.startswith("labels")]
     assert [(d.role, d.count) for d in labels] == [("labels (forward)", 2), ("labels (student)", 2)]
+
+
+def test_measuring_covariate_shift_asks_for_an_actor_of_its_own():
+    config = with_gpu_shares(small_run(shift={"enabled": True, "num_cpus": 2}), gpus=1)
+    assert _gpus(config) == dict.fromkeys(["trainer", "forward_states", "student_rollouts", "shift"], 0.25)
+    with pytest.raises(ConfigError, match=r"need 5 CPUs and it has 4.*shift 1 x 2"):
+        check_fits(config, {"CPU": 4, "GPU": 1})

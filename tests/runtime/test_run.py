@@ -80,6 +80,29 @@ def test_ray_changes_nothing_about_the_method(run_dir, objective):
     assert list((Path(run_dir) / "small" / "checkpoints" / "attempt-1").glob("checkpoint_*"))
 
 
+def test_covariate_shift_is_measured_beside_training_and_changes_nothing(run_dir):
+    """Two rounds whose states do not depend on timing: losses are those without measuring, without Ray, and a version
+    that was measured has the figures that it has without Ray. The first and the last publication always are."""
+    states = {"forward": 0.5, "teacher": 0.5}
+    shift = {"enabled": True, "every": 4, "num_samples": 32}
+    config = small_run(objective=PD, states=states, output=run_dir, shift=shift)
+    result = distill(config)
+    inline = distill_inline(Recipe(config))
+    unmeasured = distill_inline(Recipe(small_run(objective=PD, states=states)))
+    assert [r["loss"] for r in _training(config)] == pytest.approx([r["loss"] for r in unmeasured.records], rel=1e-5)
+    expected = {(r["phase"], r["step"]): r for r in inline.records if "loss" not in r}
+    assert list(expected) == [(n // 20, n) for n in range(0, 40, 4)]
+    measured = [r for r in _records(config) if "rollout/nonfinite" in r]
+    steps = [r["step"] for r in measured]
+    assert steps[0] == 0
+    assert steps[-1] == 36
+    assert steps == sorted(set(steps))
+    for record in measured:
+        assert record == pytest.approx(expected[record["phase"], record["step"]], rel=1e-3, abs=1e-6)
+    assert json.loads((Path(result.folder) / "metrics.json").read_text())["shift"] == measured[-1]
+    assert "Covariate shift" in (Path(result.folder) / "report.html").read_text()
+
+
 def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):
     """500 steps, three sources, ramped priors, the tightest staleness that cannot stall."""
     config = small_run(

@@ -37,6 +37,7 @@ def test_a_run_and_its_continuation_are_one_mlflow_run(tmp_path):
         background = _background(tmp_path, uri)
         background.start()
         journal.append(_records(first, last))
+        journal.append([{"step": first, "phase": first // 10, "shift/energy/step_1": 0.5, "rollout/nonfinite": 0}])
         assert background.finish(status, [tmp_path / "report.html"]) is None
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("tests")
@@ -50,6 +51,8 @@ def test_a_run_and_its_continuation_are_one_mlflow_run(tmp_path):
     nested = runs["a-run round 2 steps"]
     assert nested.data.tags["mlflow.parentRunId"] == main.info.run_id
     assert [m.step for m in client.get_metric_history(nested.info.run_id, "loss")] == list(range(10, 20))
+    shift = client.get_metric_history(nested.info.run_id, "shift/energy/step_1")
+    assert [(m.step, m.value) for m in shift] == [(12, 0.5)]
     assert [a.path for a in client.list_artifacts(main.info.run_id)] == ["report.html"]
 
 
@@ -108,6 +111,27 @@ def test_plain_lines_where_there_is_no_terminal():
     ):
         assert part in line
     assert len(line.strip().splitlines()) == 1
+
+
+def test_the_newest_covariate_shift_stands_beside_the_loss():
+    """The step with the largest energy distance and its floor, errors on visited / forward states, mean over steps."""
+    out = io.StringIO()
+    shift = {
+        "step": 4, "phase": 0, "rollout/nonfinite": 0,
+        "shift/energy/step_1": 0.02, "shift/floor/step_1": 0.01, "shift/energy/step_2": 0.45,
+        "shift/floor/step_2": 0.03, "shift/error_visited/step_1": 0.1, "shift/error_visited/step_2": 0.3,
+        "shift/error_forward/step_1": 0.1, "shift/error_forward/step_2": 0.2,
+    }  # fmt: skip
+    record = {**_records(9, 10)[0], "throughput/samples_per_s": 500.0}
+    for broken in (0, 7):
+        with View(Console(file=out, width=80)) as view:
+            view.show({"step": 0, "phase": 0, "rollout/nonfinite": 0})
+            view.show({**shift, "rollout/nonfinite": broken})
+            view.show(record)
+    first, second = out.getvalue().strip().splitlines()
+    assert "shift 0.45 (chance 0.03)  error 0.2/0.15" in first
+    assert "infinite" not in first
+    assert "7 NaN or infinite" in second
 
 
 def test_the_live_view_shows_phase_step_and_loss():

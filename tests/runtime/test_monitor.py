@@ -1,0 +1,113 @@
+"""Pins the monitor's life: what it waits for, and that its end is told of once and holds nothing up."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import ray
+from runs import PD, small_run
+
+from ddil_ray.runtime.context import RunContext
+from ddil_ray.runtime.hub import Hub
+from ddil_ray.runtime.monitor import MonitorHandle
+from ddil_ray.training.recipe import Recipe
+from ddil_ray.training.weights import flatten_weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture
+def run():
+    """(hub, context, weights to publish) of a run whose monitor is not yet there."""
+    config = small_run(
+        objective=PD, shift={"enabled": True, "every": 10, "num_samples": 32, "wait_s": 60, "num_cpus": 0}
+    )
+    made = Recipe(config).ingredients()
+    hub = Hub.remote(10)
+    images, labels = (ray.put(x.numpy()) for x in (made.data.images, made.data.labels))
+    context = RunContext(config.model_dump(mode="json"), hub, images, labels, max_staleness=100)
+    ray.get(hub.begin.remote(0))
+    yield hub, context, lambda: [ray.put(flatten_weights(made.teacher.network))]
+    ray.kill(hub)
+
+
+def _measured(hub, count, timeout_s=60):
+    """The first `count` records."""
+    records, deadline = [], time.monotonic() + timeout_s
+    while len(records) < count:
+        assert time.monotonic() < deadline
+        records += ray.get(hub.drain.remote())
+        time.sleep(0.1)
+    return records
+
+
+def test_a_monitor_measures_what_is_due_and_the_last_weights_and_ends(run):
+    hub, context, weights = run
+    ray.get(hub.start_phase.remote(0, 0, weights(), []))
+    ray.get(hub.publish.remote(4, weights()))
+    said = []
+    monitor = MonitorHandle(context, Recipe(small_run()).config.shift, said.append)
+    (first,) = _measured(hub, 1)
+    assert (first["step"], first["phase"]) == (0, 0)
+    assert {f"shift/energy/step_{k}" for k in (1, 2, 3, 4)} < set(first)
+    ray.get(hub.start_phase.remote(1, 20, weights(), weights()))
+    (second,) = _measured(hub, 1)
+    assert (second["step"], second["phase"]) == (20, 1)
+    assert "shift/energy/step_3" not in second
+    # The second round's teacher is the first's student: without guidance, with its own answers.
+    assert second["shift/error_forward/step_2"] != pytest.approx(first["shift/error_forward/step_2"], rel=0.01)
+    ray.get(hub.publish.remote(24, weights()))
+    assert monitor.watch()
+    monitor.finish(lambda: True)
+    assert [r["step"] for r in _measured(hub, 1)] == [24]
+    assert not monitor.watch()
+    assert said == []
+    monitor.kill()
+
+
+def test_a_monitor_that_dies_is_told_of_once_and_not_waited_for(run):
+    _, context, _ = run
+    said = []
+    monitor = MonitorHandle(context, Recipe(small_run()).config.shift, said.append)
+    ray.kill(monitor._actor)
+    deadline = time.monotonic() + 30
+    while monitor.watch():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    monitor.finish(lambda: pytest.fail("waited"))
+    assert not monitor.watch()
+    assert len(said) == 1
+    assert said[0].startswith("Covariate shift is no longer measured, the run goes on: ")
+
+
+def test_a_monitor_that_fails_says_why(run):
+    """Through weights that are not those of this network."""
+    hub, context, _ = run
+    said = []
+    monitor = MonitorHandle(context, Recipe(small_run()).config.shift, said.append)
+    ray.get(hub.start_phase.remote(0, 0, [ray.put({})], []))
+    deadline = time.monotonic() + 60
+    while monitor.watch():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(said) == 1
+    assert "float32" in said[0]
+    monitor.kill()
+
+
+def test_the_end_waits_for_the_last_measurement_no_longer_than_it_may(run):
+    """The actor needs seconds to start; the bound is half a second, and a signal ends the wait before."""
+    hub, context, weights = run
+    ray.get(hub.start_phase.remote(0, 0, weights(), []))
+    for wait_s, goes_on in ((0.5, True), (60.0, False)):
+        said = []
+        settings = Recipe(small_run(shift={"wait_s": wait_s})).config.shift
+        monitor = MonitorHandle(context, settings, said.append)
+        started = time.monotonic()
+        monitor.finish(lambda goes_on=goes_on: goes_on)
+        assert time.monotonic() - started < 3
+        assert [text.startswith("The last measurement of covariate shift took over 0.5 s") for text in said] == [
+            True
+        ] * goes_on
+        monitor.kill()
