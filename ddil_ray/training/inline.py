@@ -5,9 +5,12 @@ For tests, notebooks, benchmarks of the method, and as the baseline that the run
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
@@ -30,6 +33,8 @@ class InlineResult:
     """The averaged student of every phase, by its number of steps."""
     records: list[dict[str, float]]
     """Metrics, one record per `tracking.log_every` steps."""
+    seconds: dict[str, float]
+    """Time by what it was spent on: `rollout` (making states), `label` (asking the teacher), `train` (the rest)."""
 
 
 @dataclass
@@ -70,17 +75,22 @@ def distill_inline(
     teacher: DiffusionModel | None = None,
     data: ImageData | None = None,
     refresh: bool = True,
+    device: torch.device | str = "cpu",
 ) -> InlineResult:
-    """Run `recipe` in this process on the CPU.
+    """Run `recipe` in this process.
 
     Args:
         recipe: the run.
         teacher: in place of the config's.
         data: in place of the config's.
         refresh: False leaves rollouts with the student's first weights (for the ablation of syncing).
+        device: of all networks while they are trained; the students come back on the CPU.
     """
     made = recipe.ingredients(teacher=teacher, data=data)
     teacher, data, objective = made.teacher, made.data, made.objective
+    if torch.device(device).type != "cpu":
+        teacher = teacher.copy()
+        teacher.network.to(device)
     student = recipe.student_of(teacher)
     autocast = PRECISIONS[recipe.config.trainer.precision]
     expert = Expert(teacher, student.copy(), made.threshold, autocast)
@@ -93,13 +103,15 @@ def distill_inline(
         expert=expert,
         teacher_probability=recipe.config.states.mixed_teacher_probability,
         autocast=autocast,
+        device=device,
     )
     for frozen in (expert.student, maker.student, teacher):
         assert frozen is not None
         frozen.network.eval().requires_grad_(False)
     hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
     learner = Learner(student, objective, recipe.optimizer_settings())
-    blocks = {o: _blocks(recipe, o, made.plans, maker, expert) for o in recipe.priors.origins}
+    seconds = {"rollout": 0.0, "label": 0.0}
+    blocks = {o: _blocks(recipe, o, made.plans, maker, expert, seconds) for o in recipe.priors.origins}
     loop = TrainingLoop(
         learner=learner,
         plans=made.plans,
@@ -107,16 +119,25 @@ def distill_inline(
         hooks=hooks,
         settings=recipe.loop_settings(max_staleness=made.max_staleness),
     )
+    started = time.perf_counter()
     loop.run()
-    return InlineResult(round_models(student, learner.rounds), hooks.records)
+    seconds["train"] = time.perf_counter() - started - sum(seconds.values())
+    student.network.cpu()
+    return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
 
 
 def _blocks(
-    recipe: Recipe, origin: Origin, plans: list[Any], maker: StateMaker, expert: Expert
+    recipe: Recipe, origin: Origin, plans: list[Any], maker: StateMaker, expert: Expert, seconds: dict[str, float]
 ) -> Iterator[StateBatch]:
-    """The labelled blocks of `origin` in the order that the loop takes them."""
+    """The labelled blocks of `origin` in the order that the loop takes them; adds to `seconds` what each part took."""
     rows = recipe.rows_per_block(origin)
     for phase, plan in enumerate(plans):
         for index in range(plan.blocks(origin, rows)):
             request = StateRequest(origin, phase, index, rows, recipe.config.seed)
-            yield expert.label(maker.objective, maker.make(request), "cpu")
+            started = time.perf_counter()
+            states = maker.make(request)
+            made = time.perf_counter()
+            labelled = expert.label(maker.objective, states, maker.device)
+            seconds["rollout"] += made - started
+            seconds["label"] += time.perf_counter() - made
+            yield labelled
