@@ -36,16 +36,18 @@ def shown(value: float | None) -> str:
     """A number as the page writes it."""
     if value is None:
         return ""
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _range(found: Mapping[str, Any] | None) -> str:
     """mean [low, high], or the mean alone where there is one seed."""
-    if found is None:
-        return ""
-    if found["low"] is None:
-        return shown(found["mean"])
-    return f"{shown(found['mean'])} [{shown(found['low'])}, {shown(found['high'])}]"
+    return "" if found is None else f"{shown(found['mean'])} {_bounds(found)}".strip()
+
+
+def _bounds(found: Mapping[str, Any]) -> str:
+    return "" if found["low"] is None else f"[{shown(found['low'])}, {shown(found['high'])}]"
 
 
 def group_name(group: Mapping[str, str]) -> str:
@@ -176,14 +178,14 @@ def _ratio_cell(row: Row | None) -> Cell:
     """The ratio, and whether the interval leaves no doubt about the better side."""
     if row is None:
         return Cell("")
-    ratio, difference = row["ratio"], row["difference"]
-    text = _range(ratio) if ratio is not None else _range(difference)
+    difference = row["difference"]
+    found = row["ratio"] or difference
     if difference["low"] is None:
-        return Cell(text)
+        return Cell(shown(found["mean"]))
     gain = {"lower": -1, "higher": 1, "neither": 0}[row["better_is"]]
-    clear = max(difference["low"] * gain, difference["high"] * gain) < 0
-    sure = min(difference["low"] * gain, difference["high"] * gain) > 0
-    return Cell(f"{text}, {row['better']}/{row['seeds']}", "better" if sure else "worse" if clear else "")
+    ends = difference["low"] * gain, difference["high"] * gain
+    mood = "better" if min(ends) > 0 else "worse" if max(ends) < 0 else ""
+    return Cell(shown(found["mean"]), f"{_bounds(found)} {row['better']}/{row['seeds']}", mood)
 
 
 def _arm_names(report: Report) -> list[str]:
@@ -297,7 +299,12 @@ def _time_parts(report: Report) -> Iterator[Part]:
             f"against {report['baseline']}; chi-square test of equal laws of t",
             ("group", "arm", "total variation", "p"),
             [
-                (group_name(r["group"]), r["arm"], Cell(shown(r["total_variation"]), _alarm(r)), shown(r["p_value"]))
+                (
+                    group_name(r["group"]),
+                    r["arm"],
+                    Cell(shown(r["total_variation"]), mood=_alarm(r)),
+                    shown(r["p_value"]),
+                )
                 for r in report["laws"]
             ],
             source="report.json: laws",

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 __all__ = ["Line", "bar_chart", "curve_chart", "line_chart", "point_chart", "stacked_chart"]
 
@@ -63,6 +64,7 @@ def curve_chart(lines: Sequence[Line], *, x: str, y: str, log_y: bool = False, w
                 axes.vlines(xs, line.low, line.high, color=look["color"], linewidth=1)
         if log_y:
             axes.set_yscale("log")
+            _name_ticks(axes.yaxis)
         if whole_x:
             axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
         _legend(axes, len(lines))
@@ -79,6 +81,7 @@ def point_chart(lines: Sequence[Line], labels: Sequence[Sequence[str]], *, x: st
                 axes.annotate(name, (a, b), (4, 3), textcoords="offset points", color=look["color"], fontsize=8)
         if log_x:
             axes.set_xscale("log")
+            _name_ticks(axes.xaxis)
         _legend(axes, len(lines))
     return svg[0]
 
@@ -116,6 +119,13 @@ def _look(line: Line, place: int) -> dict[str, Any]:
         "color": _INK if line.plain else _COLOURS[_number(line, place)],
         "linestyle": "--" if line.dashed else "-",
     }
+
+
+def _name_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, ... on a logarithmic axis, however short it is."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Any, entries: int) -> None:

@@ -45,6 +45,8 @@ class Cell:
     """A table cell that says whether it is good news."""
 
     text: str
+    detail: str = ""
+    """Written smaller below."""
     mood: str = ""
     """`better`, `worse` or nothing."""
 
