@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from runs import small_run
 
 from ddil_ray.ablation.outcome import Failure, Outcome
 from ddil_ray.ablation.summary import Study
+from ddil_ray.config import to_yaml
 
-__all__ = ["made_up_outcome", "made_up_study", "time_record"]
+__all__ = ["made_up_outcome", "made_up_study", "time_record", "write_run"]
 
 EVEN = (0.25, 0.25, 0.25, 0.25)
 STEPS = (1, 2, 4, 8)
@@ -86,3 +90,20 @@ def made_up_study(seeds=3, **skewed):
     ]
     failures = [Failure({"objective": "pd"}, "with teacher", 7, "RunFailedError: the loss is not finite")]
     return Study("Made up", ["forward only", "with teacher", "half student"], outcomes, failures)
+
+
+def write_run(output, name, *, seed=0, scale=1.0, quarters=EVEN, finished=True, scores=True, **settings):
+    """A run folder as `ddil-ray distill` leaves it; `settings` change the small run's."""
+    evaluation = {"enabled": True, "num_samples": 32, "steps": [1, 2]}
+    config = small_run(name=name, seed=seed, output=str(output), **{"evaluation": evaluation, **settings})
+    outcome = made_up_outcome({}, name, seed, scale=scale, quarters=quarters)
+    run = Path(output, name)
+    (run / "samples").mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(config))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in outcome.records))
+    for picture, content in outcome.pictures.items():
+        (run / "samples" / f"{picture}.png").write_bytes(content)
+    measured = {"student": outcome.scores, "teacher": outcome.teacher} if scores else {}
+    if finished:
+        (run / "metrics.json").write_text(json.dumps({"scores": measured, "about": outcome.about}))
+    return str(run)

@@ -64,6 +64,8 @@ def summary_lines(report: Report) -> list[str]:
         + (paired if len(seeds) > 1 else "One seed: no interval can be given, and a difference may be chance."),
         f"{about.get('num_samples', '?')} samples each; features: {about.get('features', 'unknown')}. "
         "Frechet distances and the paired error are better lower, the rest higher.",
+        "Coloured: the interval of the difference leaves out 0, green for better and red for worse. One in twenty does "
+        "so by chance.",
         "All numbers stand in report.json beside this page, under the key that each caption names.",
     ]
 

@@ -55,10 +55,10 @@ def curve_chart(lines: Sequence[Line], *, x: str, y: str, log_y: bool = False, w
         whole_x: few x, evenly spaced, each named on the axis: numbers of steps.
     """
     places = {value: i for i, value in enumerate(sorted({value for line in lines for value in line.x}))}
-    with _canvas(x, y) as (axes, svg):
+    with _canvas(x, y, entries=len(lines)) as (axes, svg):
         for i, line in enumerate(lines):
             xs = [places[value] for value in line.x] if whole_x else line.x
-            look = _look(line, i) | {"marker": _MARKERS[_number(line, i)] if len(xs) < 12 else None}
+            look = _look(line, i) | {"marker": None if line.plain or len(xs) >= 12 else _MARKERS[_number(line, i)]}
             axes.plot(xs, line.y, label=line.name, linewidth=1.5, markersize=4, **look)
             if line.low is not None and line.high is not None:
                 axes.vlines(xs, line.low, line.high, color=look["color"], linewidth=1)
@@ -67,13 +67,12 @@ def curve_chart(lines: Sequence[Line], *, x: str, y: str, log_y: bool = False, w
             _name_ticks(axes.yaxis)
         if whole_x:
             axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
-        _legend(axes, len(lines))
     return svg[0]
 
 
 def point_chart(lines: Sequence[Line], labels: Sequence[Sequence[str]], *, x: str, y: str, log_x: bool = False) -> str:
     """An SVG element with points, each with its label beside it."""
-    with _canvas(x, y) as (axes, svg):
+    with _canvas(x, y, entries=len(lines)) as (axes, svg):
         for i, (line, names) in enumerate(zip(lines, labels, strict=True)):
             look = _look(line, i) | {"marker": _MARKERS[_number(line, i)], "linestyle": ":"}
             axes.plot(line.x, line.y, label=line.name, linewidth=0.7, markersize=5, **look)
@@ -82,31 +81,28 @@ def point_chart(lines: Sequence[Line], labels: Sequence[Sequence[str]], *, x: st
         if log_x:
             axes.set_xscale("log")
             _name_ticks(axes.xaxis)
-        _legend(axes, len(lines))
     return svg[0]
 
 
 def bar_chart(series: Mapping[str, Sequence[float]], *, groups: Sequence[str], x: str, y: str) -> str:
     """An SVG element with a bar per series in each of the `groups` along x."""
     width = 0.8 / len(series)
-    with _canvas(x, y) as (axes, svg):
+    with _canvas(x, y, entries=len(series)) as (axes, svg):
         for i, (name, heights) in enumerate(series.items()):
             places = [g - 0.4 + (i + 0.5) * width for g in range(len(groups))]
             axes.bar(places, heights, width * 0.9, label=name, color=_COLOURS[i % len(_COLOURS)])
         axes.set_xticks(range(len(groups)), groups)
-        _legend(axes, len(series))
     return svg[0]
 
 
 def stacked_chart(parts: Mapping[str, Sequence[float]], *, rows: Sequence[str], x: str) -> str:
     """An SVG element with a horizontal bar for each of the `rows`, made of `parts`, the first row on top."""
-    with _canvas(x, "", height=1.1 + 0.3 * len(rows)) as (axes, svg):
+    with _canvas(x, "", entries=len(parts), height=0.6 + 0.3 * len(rows)) as (axes, svg):
         ends = [0.0] * len(rows)
         for i, (name, widths) in enumerate(parts.items()):
             axes.barh(rows, widths, 0.7, ends, label=name, color=_COLOURS[i % len(_COLOURS)])
             ends = [end + width for end, width in zip(ends, widths, strict=True)]
         axes.invert_yaxis()
-        _legend(axes, len(parts))
     return svg[0]
 
 
@@ -128,20 +124,24 @@ def _name_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Any, entries: int) -> None:
-    if entries > 1:
-        columns = 2 if entries > 3 else entries
-        axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK, fontsize=9)
-
-
 @contextmanager
-def _canvas(x: str, y: str, *, height: float = 3.2) -> Iterator[tuple[Any, list[str]]]:
-    """Axes to draw on; the list holds their SVG once the block is left."""
+def _canvas(x: str, y: str, *, entries: int, height: float = 2.7) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on; the list holds their SVG once the block is left.
+
+    Args:
+        x, y: names of the axes.
+        entries: of the legend below, left out where there is one.
+        height: in inches, without the legend.
+    """
     svg: list[str] = []
+    columns = 2 if entries > 3 else entries
+    legend = 0.22 * -(-entries // max(1, columns)) + 0.1 if entries > 1 else 0.0
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
-        canvas = Canvas(figsize=(4.8, height), layout="constrained")
+        canvas = Canvas(figsize=(4.8, height + legend), layout="constrained")
         axes = canvas.add_subplot()
         yield axes, svg
+        if entries > 1:
+            canvas.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK, fontsize=9)
         axes.set_xlabel(x, color=_INK)
         axes.set_ylabel(y, color=_INK)
         axes.tick_params(colors=_INK, which="both")
