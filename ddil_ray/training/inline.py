@@ -39,12 +39,11 @@ class InlineResult:
 
 @dataclass
 class _InlineHooks:
-    """Copies weights into the rollout student at every publication; a run may turn that off (`refresh`)."""
+    """Copies weights into the rollout student at every publication."""
 
     maker: StateMaker
     expert: Expert
     student_becomes_teacher: bool
-    refresh: bool = True
     records: list[dict[str, float]] = field(default_factory=list)
 
     def phase_started(self, step: int, learner: Learner) -> None:
@@ -54,10 +53,7 @@ class _InlineHooks:
         self.maker.load_student(step, weights)
 
     def publish(self, step: int, learner: Learner) -> None:
-        if self.refresh:
-            self.maker.load_student(step, flatten_weights(learner.student.network))
-        else:
-            self.maker.version = step
+        self.maker.load_student(step, flatten_weights(learner.student.network))
 
     def log(self, record: dict[str, float]) -> None:
         self.records.append(record)
@@ -74,7 +70,6 @@ def distill_inline(
     *,
     teacher: DiffusionModel | None = None,
     data: ImageData | None = None,
-    refresh: bool = True,
     device: torch.device | str = "cpu",
 ) -> InlineResult:
     """Run `recipe` in this process.
@@ -83,7 +78,6 @@ def distill_inline(
         recipe: the run.
         teacher: in place of the config's.
         data: in place of the config's.
-        refresh: False leaves rollouts with the student's first weights (for the ablation of syncing).
         device: of all networks while they are trained; the students come back on the CPU.
     """
     made = recipe.ingredients(teacher=teacher, data=data)
@@ -108,7 +102,7 @@ def distill_inline(
     for frozen in (expert.student, maker.student, teacher):
         assert frozen is not None
         frozen.network.eval().requires_grad_(False)
-    hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
+    hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher)
     learner = Learner(student, objective, recipe.optimizer_settings())
     seconds = {"rollout": 0.0, "label": 0.0}
     blocks = {o: _blocks(recipe, o, made.plans, maker, expert, seconds) for o in recipe.priors.origins}

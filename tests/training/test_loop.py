@@ -62,8 +62,8 @@ def test_rounds_start_from_the_averaged_student_of_the_round_before():
 
 def test_student_states_follow_the_student_and_stop_following_when_not_synced():
     synced, stale = (
-        distill_inline(Recipe(small_run(states={"student": 1.0, "forward": 0.0})), refresh=refresh)
-        for refresh in (True, False)
+        distill_inline(Recipe(small_run(states={"student": 1.0, "forward": 0.0}, sync={"every": period})))
+        for period in (4, 1000)
     )
     assert _losses(synced)[:2] == _losses(stale)[:2]
     assert _losses(synced) != _losses(stale)
