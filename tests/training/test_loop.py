@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def test_rounds_start_from_the_averaged_student_of_the_round_before():
     result = distill_inline(Recipe(small_run(objective=PD)))
     assert list(result.rounds) == [4, 2]
     assert all(not p.requires_grad for m in result.rounds.values() for p in m.network.parameters())
+
+
+def test_a_run_tells_what_its_time_was_spent_on():
+    started = time.perf_counter()
+    seconds = distill_inline(Recipe(small_run(trainer={"steps": 100}))).seconds
+    passed = time.perf_counter() - started
+    assert set(seconds) >= {"rollout", "label", "train"}
+    assert all(spent > 0 for spent in seconds.values())
+    assert 0.3 * passed < sum(seconds.values()) < passed
 
 
 def test_student_states_follow_the_student_and_stop_following_when_not_synced():
