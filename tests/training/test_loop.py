@@ -67,7 +67,7 @@ def test_a_run_tells_what_its_time_was_spent_on():
     passed = time.perf_counter() - started
     assert set(seconds) >= {"rollout", "label", "train"}
     assert all(spent > 0 for spent in seconds.values())
-    assert 0.3 * passed < sum(seconds.values()) < passed
+    assert sum(seconds.values()) < passed
 
 
 def test_student_states_follow_the_student_and_stop_following_when_not_synced():
