@@ -1,74 +1,40 @@
-"""Does DDIL's mixture of states help? PD and LCM on digits, forward-only against DDIL, over paired seeds.
+"""Does DDIL's mixture of states help? On digits, forward-only against DDIL, over paired seeds, judged by gates.
 
-Arms of one seed share everything but the source of their states: the teacher, the updates, the batch size, the law of
-t and all evaluation noise. Ratios are DDIL / baseline per seed with Student's 95 % interval over seeds; a gate names
-the ratio that was promised. `make benchmark-ddil` runs it; two processes, one core each.
+Arms of one seed share everything but what their spec in `benchmarks/ddil/` changes: the teacher, the updates, the
+batch size, the law of t and all evaluation noise. A gate names what was promised of an arm against another, before it
+was measured; `docs/evidence.md` and `docs/benchmark-ddil.md` tell what came out. `make benchmark-ddil` runs it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-from mlp import new_model
-
-from ddil_ray.config import RunConfig
+from ddil_ray.ablation.statistics import paired_difference
+from ddil_ray.ablation.summary import paired
+from ddil_ray.config import AblationConfig, load_config
 from ddil_ray.config.teacher import TeacherTrainer
 from ddil_ray.data import load_images
-from ddil_ray.evaluation import Benchmark
-from ddil_ray.evaluation.metrics import paired_difference
 from ddil_ray.folder import environment
-from ddil_ray.models import DiffusionModel
-from ddil_ray.results import new_benchmark, samplers_of
-from ddil_ray.training.inline import distill_inline
-from ddil_ray.training.recipe import Recipe
+from ddil_ray.models.perceptron import new_model
+from ddil_ray.runtime.ablation import ablate
+from ddil_ray.tracking import View
 from ddil_ray.training.teacher import train_teacher
 
-W = 2.0
-FORWARD: dict[str, Any] = {"forward": 1.0}
-PD_MIX: dict[str, Any] = {"forward": 0.4, "student": 0.3, "teacher": 0.3}
-LCM_MIX: dict[str, Any] = {"forward": 0.5, "student": 0.5}
-PD = {"type": "pd", "teacher_steps": 16, "student_steps": [8, 4, 2, 1]}
-LCM = {"type": "lcm", "solver_steps": 50, "student_steps": 4}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train a student."""
-
-    objective: dict[str, Any]
-    states: dict[str, Any]
-    reflected: bool = False
-    refresh: bool = True
-
-
-ARMS = {
-    "pd forward": Arm(PD, FORWARD),
-    "pd ddil": Arm(PD, PD_MIX),
-    "lcm forward": Arm(LCM, FORWARD),
-    "lcm ddil": Arm(LCM, LCM_MIX),
-    "lcm ddil, never synced": Arm(LCM, LCM_MIX, refresh=False),
-    "lcm forward, reflected": Arm(LCM, FORWARD, reflected=True),
-    "lcm ddil, reflected": Arm(LCM, LCM_MIX, reflected=True),
-}
+SPECS = Path(__file__).with_suffix("")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A promise: `arm` / `baseline` in `score` at `steps` steps is at most (or at least) `bound`."""
+    """A promise: `arm` / `baseline` in `score` at `steps` steps is at most `bound`."""
 
     arm: str
     baseline: str
@@ -76,141 +42,106 @@ class Gate:
     steps: int
     bound: float
     every_seed: bool = False
+    """The arm must also be better in every seed."""
     difference: bool = False
     """Compare arm - baseline, which must be at least `bound`, in place of the ratio."""
 
 
-GATES = [
-    Gate("pd ddil", "pd forward", "frechet_teacher", 4, 0.85, every_seed=True),
-    Gate("pd ddil", "pd forward", "paired_error", 4, 0.93),
-    *(Gate("lcm ddil", "lcm forward", "frechet_data", n, 0.97) for n in (4, 8)),
-    *(Gate("lcm ddil", "lcm forward", "coverage", n, 0.0, difference=True) for n in (4, 8)),
-    *(Gate("lcm ddil", "lcm forward", "recall", n, -0.02, difference=True) for n in (4, 8)),
-    Gate("lcm ddil, reflected", "lcm forward", "frechet_data", 4, 0.90),
-    Gate("lcm ddil", "lcm ddil, never synced", "frechet_data", 4, 0.97),
-]
+GATES = {
+    "pd": [
+        Gate("ddil", "forward", "frechet_teacher", 4, 0.85, every_seed=True),
+        Gate("ddil", "forward", "paired_error", 4, 0.93),
+    ],
+    "lcm": [
+        *(Gate("ddil", "forward", "frechet_data", n, 0.97) for n in (4, 8)),
+        *(Gate("ddil", "forward", "coverage", n, 0.0, difference=True) for n in (4, 8)),
+        *(Gate("ddil", "forward", "recall", n, -0.02, difference=True) for n in (4, 8)),
+        Gate("ddil, reflected", "forward", "frechet_data", 4, 0.90),
+        Gate("ddil", "ddil, never synced", "frechet_data", 4, 0.97),
+    ],
+}
+"""Gates by the spec that measures them: `benchmarks/ddil/<name>.yaml`, run in this order."""
 
 
-def recipe_of(arm: Arm, *, seed: int, steps: int, samples: int) -> Recipe:
-    """The arm as a run."""
-    per_phase = steps // 4 if arm.objective["type"] == "pd" else steps
-    return Recipe(
-        RunConfig.model_validate(
-            {
-                "name": "benchmark",
-                "seed": seed,
-                "teacher": {"model": "mlp:new_model", "guidance": W},
-                "data": {"source": "digits"},
-                "objective": arm.objective,
-                "states": arm.states,
-                "threshold": {"mode": "static" if arm.reflected else "none"},
-                "trainer": {"steps": per_phase, "batch_size": 128, "lr": 5e-4, "decay": "linear", "ema_decay": 0.99},
-                "sync": {"every": 20},
-                "evaluation": {"num_samples": samples, "steps": [1, 2, 4, 8], "teacher_steps": 64},
-            }
-        )
-    )
+def judge(gate: Gate, report: dict[str, Any]) -> dict[str, Any]:
+    """The gate's figure over all seeds of a report.json."""
+    baseline, arm = paired(report["runs"], gate.baseline, gate.arm, score=gate.score, steps=gate.steps)
+    found = paired_difference(baseline, arm)
+    figure = found.difference if gate.difference or found.ratio is None else found.ratio
+    holds = figure.mean >= gate.bound if gate.difference else figure.mean <= gate.bound
+    return {
+        **asdict(gate),
+        "baseline_values": baseline,
+        "arm_values": arm,
+        "figure": figure.mean,
+        "interval": [figure.low, figure.high],
+        "better": sum(a > b if gate.difference else a < b for a, b in zip(arm, baseline, strict=True)),
+        "seeds": found.seeds,
+        "holds": holds and (not gate.every_seed or found.better == found.seeds),
+    }
 
 
-_SHARED: dict[str, Any] = {}
-
-
-def prepare(teacher_state: dict[str, Tensor], steps: int, samples: int) -> None:
-    """Load into a worker process what all its arms share."""
-    torch.set_num_threads(1)
-    teacher = new_model()
-    teacher.network.load_state_dict(teacher_state)
-    teacher.network.eval().requires_grad_(False)
-    data = load_images("digits")
-    recipe = recipe_of(ARMS["pd forward"], seed=0, steps=steps, samples=samples)
-    benchmark = new_benchmark(recipe, recipe.ingredients(teacher=teacher, data=data))
-    _SHARED.update(teacher=teacher, data=data, benchmark=benchmark, steps=steps, samples=samples)
-
-
-def train_and_measure(name: str, seed: int) -> dict[str, Any]:
-    """Scores of one arm and seed by sampling steps."""
-    started, arm, teacher = time.perf_counter(), ARMS[name], _SHARED["teacher"]
-    benchmark: Benchmark = _SHARED["benchmark"]
-    recipe = recipe_of(arm, seed=seed, steps=_SHARED["steps"], samples=_SHARED["samples"])
-    result = distill_inline(recipe, teacher=teacher, data=_SHARED["data"], refresh=arm.refresh)
-    made = recipe.ingredients(teacher=teacher, data=_SHARED["data"])
-    samplers = samplers_of(recipe, made, result.rounds)["student"]
-    scores = {steps: benchmark.measure(benchmark.samples(sampler)) for steps, sampler in samplers.items()}
-    return {"arm": name, "seed": seed, "scores": scores, "seconds": time.perf_counter() - started}
-
-
-def trained_teacher(steps: int) -> DiffusionModel:
-    """The teacher of all arms."""
-    settings = TeacherTrainer(steps=steps, batch_size=128, lr=1e-3, ema_decay=0.999)
-    return train_teacher(new_model(), load_images("digits"), settings)
-
-
-def judge(gate: Gate, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The gate's figure over all seeds."""
-
-    def of(name: str) -> list[float]:
-        found = sorted((r["seed"], r["scores"][gate.steps][gate.score]) for r in results if r["arm"] == name)
-        return [value for _, value in found]
-
-    arm, baseline = of(gate.arm), of(gate.baseline)
-    figures: dict[str, Any] = {**asdict(gate), "arm_values": arm, "baseline_values": baseline}
-    if gate.difference:
-        figures["figure"] = sum(a - b for a, b in zip(arm, baseline, strict=True)) / len(arm)
-        figures["holds"] = figures["figure"] >= gate.bound
-        return figures
-    difference = paired_difference(baseline, arm)
-    figures |= {"figure": difference.ratio, "interval": [difference.low, difference.high], "better": difference.better}
-    figures["holds"] = difference.ratio <= gate.bound and (not gate.every_seed or difference.better == difference.seeds)
-    return figures
-
-
-def show(gates: list[dict[str, Any]], seeds: int) -> None:
+def show(gates: list[dict[str, Any]]) -> None:
     """Print the gates."""
-    table = Table(title=f"DDIL against its baselines, {seeds} paired seeds")
-    for column in ("comparison", "score", "steps", "figure", "95 % interval", "better", "gate", "holds"):
+    table = Table(title="DDIL against its baselines")
+    for column in ("method", "comparison", "score", "steps", "figure", "95 % interval", "better", "gate", "holds"):
         table.add_column(column, no_wrap=True)
     for g in gates:
-        interval = "[{:.3f}, {:.3f}]".format(*g["interval"]) if "interval" in g else "difference"
-        bound = f">= {g['bound']:g}" if g["difference"] else f"<= {g['bound']:g}"
-        better = f"{g['better']}/{seeds}" if "better" in g else ""
         table.add_row(
-            f"{g['arm']} / {g['baseline']}", g["score"], str(g["steps"]), f"{g['figure']:.3f}", interval, better, bound,
+            g["method"],
+            f"{g['arm']} {'-' if g['difference'] else '/'} {g['baseline']}",
+            g["score"],
+            str(g["steps"]),
+            f"{g['figure']:.3f}",
+            "[{:.3f}, {:.3f}]".format(*g["interval"]) if g["seeds"] > 1 else "one seed",
+            f"{g['better']}/{g['seeds']}",
+            f"{'>=' if g['difference'] else '<='} {g['bound']:g}" + (", every seed" if g["every_seed"] else ""),
             "yes" if g["holds"] else "NO",
-        )  # fmt: skip
+        )
     Console(width=150).print(table)
 
 
+def trained_teacher(path: Path, steps: int) -> None:
+    """Train the teacher of all arms and save its weights."""
+    settings = TeacherTrainer(steps=steps, batch_size=128, lr=1e-3, ema_decay=0.999)
+    model = train_teacher(new_model(), load_images("digits"), settings)
+    save_file({name: value.contiguous() for name, value in model.network.state_dict().items()}, path)
+
+
 def main() -> None:
-    """Run all arms and seeds, print the gates and write JSON."""
+    """Train the teacher, run every spec, print the gates and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--seeds", type=int, default=4, help="training seeds (at least 2)")
-    parser.add_argument("--steps", type=int, default=4000, help="updates per student, over all its rounds")
+    parser.add_argument("--runs", type=Path, help="folder for runs and reports; default: a new one in runs/")
     parser.add_argument("--teacher-steps", type=int, default=8000, help="updates of the teacher")
-    parser.add_argument("--samples", type=int, default=4000, help="samples per measurement")
+    parser.add_argument("overrides", nargs="*", help="of every spec, such as seeds=[0,1] settings.trainer.steps=100")
     args = parser.parse_args()
     started = time.perf_counter()
-    torch.set_num_threads(2)
-    teacher = trained_teacher(args.teacher_steps)
+    folder: Path = args.runs or Path("runs", time.strftime("benchmark-ddil-%Y%m%d-%H%M%S"))
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "teacher.safetensors"
+    trained_teacher(weights, args.teacher_steps)
     print(f"teacher trained in {time.perf_counter() - started:.0f} s", flush=True)
-    state = {name: value.clone() for name, value in teacher.network.state_dict().items()}
-    jobs = [(name, seed) for seed in range(args.seeds) for name in ARMS]
-    with ProcessPoolExecutor(
-        2, mp_context=get_context("spawn"), initializer=prepare, initargs=(state, args.steps, args.samples)
-    ) as pool:
-        futures = [pool.submit(train_and_measure, *job) for job in jobs]
-        results = []
-        for future in futures:
-            results.append(future.result())
-            print(f"{results[-1]['arm']}, seed {results[-1]['seed']}: {results[-1]['seconds']:.0f} s", flush=True)
-    gates = [judge(gate, results) for gate in GATES]
-    show(gates, args.seeds)
-    settings = {k: v for k, v in vars(args).items() if k != "out"}
+
+    gates, results = [], {}
+    for method, promised in GATES.items():
+        overrides = [f"settings.teacher.weights={weights}", *args.overrides]
+        spec = load_config(str(SPECS / f"{method}.yaml"), overrides, kind=AblationConfig)
+        (folder / method).mkdir(exist_ok=True)
+        report = ablate(spec, folder / method, view=View())
+        results[method] = {"settings": report["settings"], "runs": report["runs"], "failures": report["failures"]}
+        gates += [{"method": method, **judge(gate, report)} for gate in promised]
+        print(f"{method}: {time.perf_counter() - started:.0f} s so far; {folder / method / 'report.html'}", flush=True)
+    show(gates)
     seconds = round(time.perf_counter() - started)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "settings": settings, "seconds": seconds, "environment": environment(0), "gates": gates, "results": results
-    }  # fmt: skip
+        "settings": {"teacher_steps": args.teacher_steps, "overrides": args.overrides},
+        "seconds": seconds,
+        "environment": environment(0),
+        "gates": gates,
+        "results": results,
+    }
     args.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{sum(g['holds'] for g in gates)} of {len(gates)} gates hold; {seconds} s; all figures in {args.out}")
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from ddil_ray.cli.ablate import ablate
+from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
@@ -24,6 +26,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train-teacher": train_teacher,
     "sample": sample,
     "evaluate": evaluate,
+    "compare": compare,
+    "ablate": ablate,
     "demo": demo,
 }
 

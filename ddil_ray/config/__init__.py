@@ -1,11 +1,14 @@
 """The config: typed groups, and how they are read. Needs neither torch nor Ray."""
 
+from ddil_ray.config.ablation import AblationConfig
 from ddil_ray.config.groups import Role
-from ddil_ray.config.load import config_hash, flatten, load_config, preset_names, to_yaml
+from ddil_ray.config.load import ConfigTree, config_hash, flatten, load_config, preset_names, to_yaml
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig
 
 __all__ = [
+    "AblationConfig",
+    "ConfigTree",
     "Role",
     "RunConfig",
     "TeacherConfig",

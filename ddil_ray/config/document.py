@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from ddil_ray.config.ablation import AblationConfig
 from ddil_ray.config.groups import Dmd2, Lcm, Pd
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig
@@ -20,11 +21,17 @@ Made from the code by `python -m ddil_ray.config.document`. YAML groups, or `gro
 Unknown keys, wrong types and combinations that cannot work are refused before anything starts.
 """
 
+_COMMANDS: dict[str, type[BaseModel]] = {
+    "`ddil-ray distill`": RunConfig,
+    "`ddil-ray train-teacher`": TeacherConfig,
+    "`ddil-ray ablate`": AblationConfig,
+}
+
 
 def document() -> str:
     """The page."""
     parts = [_HEAD]
-    for title, kind in (("`ddil-ray distill`", RunConfig), ("`ddil-ray train-teacher`", TeacherConfig)):
+    for title, kind in _COMMANDS.items():
         parts.append(f"\n# {title}\n\n" + _table(kind, scalars_only=True))
         for name, field in kind.model_fields.items():
             for variant in _groups(field):

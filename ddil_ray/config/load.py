@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -15,10 +16,59 @@ from pydantic import BaseModel, ValidationError
 from ddil_ray.config.run import RunConfig
 from ddil_ray.errors import ConfigError
 
-__all__ = ["config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
+__all__ = ["ConfigTree", "config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
 Path_ = tuple[str | int, ...]
+
+
+@dataclass
+class ConfigTree:
+    """A config before it is validated: nested settings, and where each was given."""
+
+    source: str
+    """What messages call it."""
+    settings: dict[str, Any]
+    places: dict[Path_, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, source: str) -> ConfigTree:
+        """The settings of a YAML file or preset.
+
+        Raises:
+            ConfigError: unreadable.
+        """
+        return cls(source, *_parse(_read(source), source))
+
+    def set(self, override: str) -> None:
+        """Apply one `dotted.key=value`, the value in YAML.
+
+        Raises:
+            ConfigError: not of that form.
+        """
+        _apply(self.settings, self.places, override)
+
+    def merge(self, changes: Mapping[str, Any], place: str) -> ConfigTree:
+        """These settings with the nested `changes` over them, which were given at `place`.
+
+        A group that gets another `type` starts empty: the keys of one objective mean nothing to another.
+        """
+        merged = ConfigTree(self.source, dict(self.settings), dict(self.places))
+        merged.settings = _merged(self.settings, changes, (), merged.places, place)
+        return merged
+
+    def validate(self, kind: type[M]) -> M:
+        """The config.
+
+        Raises:
+            ConfigError: lists every problem with its key, value, remedy and place.
+        """
+        try:
+            return kind.model_validate(self.settings)
+        except ValidationError as error:
+            lines = [_explain(problem, kind, self.places) for problem in error.errors()]
+            message = f"{self.source} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)
+            raise ConfigError(message) from None
 
 
 def load_config(source: str, overrides: Sequence[str] = (), *, kind: type[M] = RunConfig) -> M:  # type: ignore[assignment]
@@ -27,26 +77,28 @@ def load_config(source: str, overrides: Sequence[str] = (), *, kind: type[M] = R
     Args:
         source: YAML file by path or fsspec URL, or the name of a preset (`preset_names`).
         overrides: `dotted.key=value`, values in YAML.
-        kind: `RunConfig` or `TeacherConfig`.
+        kind: `RunConfig`, `TeacherConfig` or `AblationConfig`.
 
     Raises:
         ConfigError: unreadable, or invalid; lists every problem with its key, value, remedy and place.
     """
-    text = _read(source)
-    tree, places = _parse(text, source)
+    tree = ConfigTree.read(source)
     for override in overrides:
-        _apply(tree, places, override)
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(problem, kind, places) for problem in error.errors()]
-        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        tree.set(override)
+    return tree.validate(kind)
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped configs."""
-    root = resources.files("ddil_ray.presets")
-    return sorted(p.name.removesuffix(".yaml") for p in root.iterdir() if p.name.endswith(".yaml"))
+    """Names of the shipped configs; those in a folder are `folder/name`."""
+
+    def walk(folder: Any, prefix: str) -> Iterator[str]:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                yield from walk(entry, f"{prefix}{entry.name}/")
+            elif entry.name.endswith(".yaml"):
+                yield prefix + entry.name.removesuffix(".yaml")
+
+    return sorted(walk(resources.files("ddil_ray.presets"), ""))
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -83,9 +135,8 @@ def _without_credentials(value: str) -> str:
 
 
 def _read(source: str) -> str:
-    preset = resources.files("ddil_ray.presets") / f"{source}.yaml"
-    if "/" not in source and preset.is_file():
-        return preset.read_text()
+    if source in preset_names():
+        return (resources.files("ddil_ray.presets") / f"{source}.yaml").read_text()
     import fsspec
 
     try:
@@ -144,6 +195,20 @@ def _apply(tree: dict[str, Any], places: dict[Path_, str], override: str) -> Non
         node[name] = node = inner if isinstance(inner, dict) else {}
     node[keys[-1]] = value
     places[tuple(keys)] = f"override {override!r}"
+
+
+def _merged(
+    base: Mapping[str, Any], changes: Mapping[str, Any], path: Path_, places: dict[Path_, str], place: str
+) -> dict[str, Any]:
+    merged = dict(base) if changes.get("type", base.get("type")) == base.get("type") else {}
+    for key, value in changes.items():
+        here, before = (*path, key), merged.get(key)
+        if isinstance(value, Mapping):
+            merged[key] = _merged(before if isinstance(before, Mapping) else {}, value, here, places, place)
+        else:
+            merged[key] = value
+        places[here] = place
+    return merged
 
 
 def _explain(problem: Any, kind: type[BaseModel], places: dict[Path_, str]) -> str:

@@ -1,8 +1,24 @@
 """Pages and pictures that show a run: one self-contained HTML file, and sample grids."""
 
-from ddil_ray.report.charts import line_chart
+from ddil_ray.report.charts import Line, bar_chart, curve_chart, line_chart, point_chart, stacked_chart
 from ddil_ray.report.images import save_grid
-from ddil_ray.report.page import Figure, Table, write_page
+from ddil_ray.report.page import Cell, Figure, Note, Part, Strip, Table, write_page
 from ddil_ray.report.shift import shift_parts
 
-__all__ = ["Figure", "Table", "line_chart", "save_grid", "shift_parts", "write_page"]
+__all__ = [
+    "Cell",
+    "Figure",
+    "Line",
+    "Note",
+    "Part",
+    "Strip",
+    "Table",
+    "bar_chart",
+    "curve_chart",
+    "line_chart",
+    "point_chart",
+    "save_grid",
+    "shift_parts",
+    "stacked_chart",
+    "write_page",
+]

@@ -10,22 +10,45 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["Figure", "Table", "write_page"]
+__all__ = ["Cell", "Figure", "Note", "Part", "Strip", "Table", "write_page"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG element, or a picture file to be embedded."""
+    """An SVG element, a picture file to be embedded, or a PNG file's bytes."""
 
     caption: str
-    content: str | Path
+    content: str | Path | bytes
+    source: str = ""
+    """Where the numbers stand beside the page, as in `report.json: cost`."""
 
     def html(self) -> Markup:
         """The figure's element."""
         if isinstance(self.content, str):
-            return Markup(self.content)  # made by `line_chart`
-        encoded = base64.b64encode(self.content.read_bytes()).decode()
+            return Markup(self.content)  # made by `ddil_ray.report.charts`
+        content = self.content.read_bytes() if isinstance(self.content, Path) else self.content
+        encoded = base64.b64encode(content).decode()
         return Markup('<img src="data:image/png;base64,{}" alt="{}">').format(encoded, self.caption)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures side by side."""
+
+    caption: str
+    figures: Sequence[Figure]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell that says whether it is good news."""
+
+    text: str
+    detail: str = ""
+    """Written smaller below."""
+    mood: str = ""
+    """`better`, `worse` or nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +57,23 @@ class Table:
 
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Cell]]
+    source: str = ""
+    names: int = 1
+    """How many columns on the left name the row."""
+    folded: bool = False
+    """Shown when it is asked for."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence; a warning stands out."""
+
+    text: str
+    warning: bool = False
+
+
+Part = Figure | Strip | Table | Note
 
 
 def write_page(
@@ -42,12 +81,14 @@ def write_page(
     *,
     title: str,
     summary: Sequence[str],
-    sections: Sequence[tuple[str, Sequence[Figure | Table]]],
+    sections: Sequence[tuple[str, Sequence[Part]]],
 ) -> None:
     """Write a page of titled sections; all text is escaped."""
     environment = Environment(
         loader=PackageLoader("ddil_ray.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.tests["table"] = lambda part: isinstance(part, Table)
+    kinds = {"figure": Figure, "strip": Strip, "table": Table, "note": Note, "cell": Cell}
+    for name, kind in kinds.items():
+        environment.tests[name] = lambda part, kind=kind: isinstance(part, kind)
     page = environment.get_template("page.html").render(title=title, summary=summary, sections=sections)
     path.write_text(page)

@@ -13,7 +13,7 @@ from ddil_ray.config import RunConfig
 from ddil_ray.errors import ConfigError
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
-__all__ = ["LOCAL_ENV", "WORKER_ENV", "Demand", "check_fits", "connected", "demands", "with_gpu_shares"]
+__all__ = ["LOCAL_ENV", "WORKER_ENV", "Demand", "check_fits", "connected", "demands", "ray_session", "with_gpu_shares"]
 
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
@@ -34,9 +34,25 @@ LOCAL_ENV = {
 
 @contextmanager
 def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
-    """Be connected to Ray: the cluster of RAY_ADDRESS, one already connected to, or a local one for this run.
+    """Be connected to Ray for the run of `config`.
 
     A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
+    """
+    cpus = sum(d.count * d.cpus for d in demands(config))
+    with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
+        yield
+
+
+@contextmanager
+def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
+    """Be connected to Ray: the cluster of RAY_ADDRESS, one already connected to, or a local one for this command.
+
+    Args:
+        cpus: logical CPUs that a local Ray has at least.
+        verbose: let Ray speak.
+
+    Raises:
+        ConfigError: the cluster cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (WORKER_ENV | ({} if address else LOCAL_ENV)).items():
@@ -51,10 +67,9 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if address is None:
-        cpus = sum(d.count * d.cpus for d in demands(config))
         options |= {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, int(-(-cpus // 1)) + 1),
+            "num_cpus": max(os.cpu_count() or 1, cpus),
             "include_dashboard": verbose,
             "object_store_memory": 512 * 2**20,
         }

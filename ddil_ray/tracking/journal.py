@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Journal", "read_after", "read_journal"]
+__all__ = ["Journal", "parse_records", "read_after", "read_journal"]
 
 Record = dict[str, float]
 
@@ -39,12 +39,17 @@ def read_after(path: Path, offset: int) -> tuple[list[Record], int]:
         file.seek(offset)
         content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
+    return parse_records(whole), offset + len(whole)
+
+
+def parse_records(content: bytes) -> list[Record]:
+    """The records of a journal's content; lines that are not whole records are left out."""
     records = []
-    for line in whole.splitlines():
+    for line in content.splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict):
             records.append(record)
-    return records, offset + len(whole)
+    return records

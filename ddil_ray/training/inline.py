@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ddil_ray.data import ImageData
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
@@ -38,17 +40,17 @@ class InlineResult:
     records: list[dict[str, float]]
     """Metrics, one record per `tracking.log_every` steps and one per measurement of covariate shift."""
     seconds: dict[str, float]
-    """Where the time went: `measure` is that of covariate shift."""
+    """Time by what it was spent on: `rollout` (making states), `label` (asking the teacher), `measure` (covariate
+    shift), `train` (the rest)."""
 
 
 @dataclass
 class _InlineHooks:
-    """Copies weights into the rollout student at every publication; a run may turn that off (`refresh`)."""
+    """Copies weights into the rollout student at every publication."""
 
     maker: StateMaker
     expert: Expert
     student_becomes_teacher: bool
-    refresh: bool = True
     records: list[dict[str, float]] = field(default_factory=list)
     monitor: _Monitor | None = None
 
@@ -61,10 +63,7 @@ class _InlineHooks:
 
     def publish(self, step: int, learner: Learner) -> None:
         weights = flatten_weights(learner.student.network)
-        if self.refresh:
-            self.maker.load_student(step, weights)
-        else:
-            self.maker.version = step
+        self.maker.load_student(step, weights)
         self._measure(step, weights)
 
     def _measure(self, step: int, weights: FlatWeights) -> None:
@@ -115,41 +114,32 @@ def distill_inline(
     teacher: DiffusionModel | None = None,
     data: ImageData | None = None,
     student: DiffusionModel | None = None,
-    refresh: bool = True,
+    device: torch.device | str = "cpu",
 ) -> InlineResult:
-    """Run `recipe` in this process on the CPU.
+    """Run `recipe` in this process.
 
     Args:
         recipe: the run.
         teacher: in place of the config's.
         data: in place of the config's.
         student: where training starts, in place of a copy of the teacher; of the same kind.
-        refresh: False leaves rollouts with the student's first weights (for the ablation of syncing).
+        device: of all networks while they are trained; the students come back on the CPU.
     """
     made = recipe.ingredients(teacher=teacher, data=data)
     teacher, data, objective = made.teacher, made.data, made.objective
+    if torch.device(device).type != "cpu":
+        teacher = teacher.copy()
+        teacher.network.to(device)
     student = student or recipe.student_of(teacher)
-    autocast = PRECISIONS[recipe.config.trainer.precision]
-    expert = Expert(teacher, student.copy(), made.threshold, autocast)
-    maker = StateMaker(
-        objective,
-        teacher,
-        recipe.conditions(data),
-        images=data.images,
-        student=student.copy(),
-        expert=expert,
-        mixing=recipe.mixing,
-        autocast=autocast,
-    )
-    for frozen in (expert.student, maker.student, teacher):
-        assert frozen is not None
-        frozen.network.eval().requires_grad_(False)
-    hooks = _InlineHooks(maker, expert, objective.student_becomes_teacher, refresh)
-    recipe.equip(objective, teacher, data.images, data.labels)
+    maker = _maker(recipe, made, teacher, student, device)
+    assert maker.expert is not None
+    hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher)
     if recipe.config.shift.enabled:
         hooks.monitor = _monitor(recipe, made, student, hooks.records)
+    recipe.equip(objective, teacher, data.images, data.labels)
     learner = Learner(student, objective, recipe.optimizer_settings())
-    blocks = {o: _blocks(recipe, o, made.plans, maker, expert) for o in recipe.priors.origins}
+    seconds = {"rollout": 0.0, "label": 0.0, "measure": 0.0}
+    blocks = {o: _blocks(recipe, o, made.plans, maker, seconds) for o in recipe.priors.origins}
     loop = TrainingLoop(
         learner=learner,
         plans=made.plans,
@@ -157,12 +147,36 @@ def distill_inline(
         hooks=hooks,
         settings=recipe.loop_settings(max_staleness=made.max_staleness),
     )
+    started = time.perf_counter()
     loop.run()
-    seconds = {"measure": 0.0}
     if hooks.monitor is not None:
         hooks.monitor.ended()
         seconds["measure"] = hooks.monitor.seconds
+    seconds["train"] = time.perf_counter() - started - sum(seconds.values())
+    student.network.cpu()
     return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
+
+
+def _maker(
+    recipe: Recipe, made: Ingredients, teacher: DiffusionModel, student: DiffusionModel, device: torch.device | str
+) -> StateMaker:
+    """Makes the states of every source, and holds the expert that labels them."""
+    autocast = PRECISIONS[recipe.config.trainer.precision]
+    expert = Expert(teacher, student.copy(), made.threshold, autocast)
+    rolled_out = student.copy()
+    for frozen in (expert.student, rolled_out, teacher):
+        frozen.network.eval().requires_grad_(False)
+    return StateMaker(
+        made.objective,
+        teacher,
+        recipe.conditions(made.data),
+        images=made.data.images,
+        student=rolled_out,
+        expert=expert,
+        mixing=recipe.mixing,
+        autocast=autocast,
+        device=device,
+    )
 
 
 def _monitor(recipe: Recipe, made: Ingredients, student: DiffusionModel, records: list[dict[str, float]]) -> _Monitor:
@@ -174,11 +188,18 @@ def _monitor(recipe: Recipe, made: Ingredients, student: DiffusionModel, records
 
 
 def _blocks(
-    recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan], maker: StateMaker, expert: Expert
+    recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan], maker: StateMaker, seconds: dict[str, float]
 ) -> Iterator[StateBatch]:
-    """The labelled blocks of `origin` in the order that the loop takes them."""
+    """The labelled blocks of `origin` in the order that the loop takes them; adds to `seconds` what each part took."""
+    assert maker.expert is not None
     for request in requests(recipe, origin, plans):
-        yield expert.label(maker.objective, maker.make(request), "cpu")
+        started = time.perf_counter()
+        states = maker.make(request)
+        made = time.perf_counter()
+        labelled = maker.expert.label(maker.objective, states, maker.device)
+        seconds["rollout"] += made - started
+        seconds["label"] += time.perf_counter() - made
+        yield labelled
 
 
 def requests(recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan]) -> Iterator[StateRequest]:

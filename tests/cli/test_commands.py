@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from studies import write_run
 
 from ddil_ray.cli import main
 
@@ -52,6 +53,11 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
             ["evaluate", "builtin:digits", "digits-pd", "--out", "/proc/x"],
             "`--out` must be a folder that can",
         ),
+        (["ablate", "ablation/prior"], "Did you mean ablation/priors?"),
+        (["ablate", "ablation/priors", "compare=seed"], "compare must be one of the axes"),
+        (["ablate", "ablation/priors", "base=/nowhere.yaml"], "/nowhere.yaml"),
+        (["ablate", "ablation/priors", "--out", "/proc/x"], "`--out` must be a folder that can be written"),
+        (["compare", "/nowhere/a", "/nowhere/b"], "RUN_DIR must be the folder of a run"),
         (["demo", "--output", "/proc/x"], "`--output` must be a folder that can be written"),
     ],
 )
@@ -85,14 +91,48 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
     assert _run(capsys, "train-teacher", "digits-teacher", *FAST_TEACHER, f"output={run_dir}")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["distill", "train-teacher", "sample", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["distill", "train-teacher", "sample", "evaluate", "compare", "ablate", "demo"])
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
     assert code == 0
     assert "Usage" in out
 
 
-@pytest.mark.parametrize("name", ["distill", "train_teacher", "sample", "evaluate"])
-def test_every_pipeline_is_its_command(name):
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("distill", "distill"),
+        ("train_teacher", "train-teacher"),
+        ("sample", "sample"),
+        ("evaluate", "evaluate"),
+        ("compare", "compare"),
+        ("ablation", "ablate"),
+    ],
+)
+def test_every_pipeline_is_its_command(name, command):
     script = (Path(__file__).parents[2] / "pipelines" / f"{name}.py").read_text()
-    assert f'main(["{name.replace("_", "-")}", *sys.argv[1:]])' in script
+    assert f'main(["{command}", *sys.argv[1:]])' in script
+
+
+def test_the_runs_of_an_ablation_are_listed_and_nothing_starts(capsys):
+    arguments = ["ablate", "ablation/priors", "seeds=[0,1]", "settings.trainer.steps=7", "--dry-run"]
+    code, out, _ = _run(capsys, *arguments)
+    assert code == 0
+    assert "pd, forward only, seed 1" in out
+    assert out.endswith("20 runs. Nothing was started.\n")
+    runs = json.loads(_run(capsys, *arguments, "--json")[1])
+    assert runs[0] == {"objective": "pd", "states": "forward only", "seed": 0}
+
+
+def test_runs_are_compared_by_one_command(capsys, tmp_path):
+    arms = {"plain": {"forward": 1.0}, "mixed": {"forward": 0.5, "student": 0.5}}
+    runs = [write_run(tmp_path, f"{n}-{seed}", seed=seed, states=s) for n, s in arms.items() for seed in (0, 1)]
+    code, out, _ = _run(capsys, "compare", *runs, "--out", tmp_path / "out", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["arms"] == ["plain-0", "mixed-0"]
+    assert {r["seeds"] for r in report["comparisons"]} == {2}
+    code, out, _ = _run(capsys, "compare", *runs, "--out", tmp_path / "out")
+    assert code == 0
+    assert f"report   {tmp_path / 'out' / 'report.html'}" in out
+    assert (tmp_path / "out" / "report.html").exists()

@@ -10,7 +10,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddil_ray.config import RunConfig, TeacherConfig, config_hash, flatten, load_config, preset_names, to_yaml
+from ddil_ray.config import (
+    AblationConfig,
+    RunConfig,
+    TeacherConfig,
+    config_hash,
+    flatten,
+    load_config,
+    preset_names,
+    to_yaml,
+)
 from ddil_ray.errors import ConfigError
 
 MINIMAL = """\
@@ -36,7 +45,8 @@ def written(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_load_and_load_again_as_they_are_written(name, written):
-    kind = TeacherConfig if name.endswith("teacher") else RunConfig
+    kinds = {"ablation/": AblationConfig, "digits-teacher": TeacherConfig, "": RunConfig}
+    kind = next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
     config = load_config(name, kind=kind)
     assert load_config(written(to_yaml(config)), kind=kind) == config
 

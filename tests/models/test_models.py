@@ -48,8 +48,9 @@ def test_an_unconditional_pipeline_of_diffusers_loads(tmp_path):
     assert model.denoiser()(X, T, COND, torch.zeros(3)).shape == X.shape
 
 
-def test_the_shipped_teacher_is_small_and_denoises():
-    model = load_model("builtin:digits")
+@pytest.mark.parametrize("spec", ["builtin:digits", "ddil_ray.models.perceptron:digits_teacher"])
+def test_the_shipped_teachers_are_small_and_denoise(spec):
+    model = load_model(spec)
     assert sum(p.numel() for p in model.network.parameters()) * 4 < 2 * 2**20
     from ddil_ray.data import load_images
     from ddil_ray.diffusion.schedule import add_noise

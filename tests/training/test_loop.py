@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
@@ -84,10 +85,19 @@ def test_rounds_start_from_the_averaged_student_of_the_round_before():
     assert all(not p.requires_grad for m in result.rounds.values() for p in m.network.parameters())
 
 
+def test_a_run_tells_what_its_time_was_spent_on():
+    started = time.perf_counter()
+    seconds = distill_inline(Recipe(small_run(trainer={"steps": 100}))).seconds
+    passed = time.perf_counter() - started
+    assert set(seconds) >= {"rollout", "label", "train"}
+    assert all(spent > 0 for spent in seconds.values())
+    assert sum(seconds.values()) < passed
+
+
 def test_student_states_follow_the_student_and_stop_following_when_not_synced():
     synced, stale = (
-        distill_inline(Recipe(small_run(states={"student": 1.0, "forward": 0.0})), refresh=refresh)
-        for refresh in (True, False)
+        distill_inline(Recipe(small_run(states={"student": 1.0, "forward": 0.0}, sync={"every": period})))
+        for period in (4, 1000)
     )
     assert _losses(synced)[:2] == _losses(stale)[:2]
     assert _losses(synced) != _losses(stale)
