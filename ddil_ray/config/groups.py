@@ -70,7 +70,7 @@ class Student(Group):
 class Data(Group):
     """Training images."""
 
-    source: str = Field(description="`digits`, or a folder or Parquet file by path or fsspec URL")
+    source: str = Field(description="`digits`, `emoji`, or a folder or Parquet file by path or fsspec URL")
     format: Literal["auto", "builtin", "folder", "parquet"] = "auto"
     image_column: str = Field("image", description="Parquet column with the image")
     label_column: str | None = Field("label", description="Parquet column with the class id, or null")

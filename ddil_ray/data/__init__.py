@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddil_ray.data.emoji import load_emoji
 from ddil_ray.data.folder import load_folder
 from ddil_ray.data.images import ImageData, check_against_teacher, check_fills_batch
 from ddil_ray.data.parquet import load_parquet
@@ -28,8 +29,8 @@ def _digits() -> ImageData:
     return ImageData(images, torch.from_numpy(bunch.target.astype(np.int64)), "digits")
 
 
-BUILTIN: dict[str, Callable[[], ImageData]] = {"digits": _digits}
-"""Data that comes with installed packages."""
+BUILTIN: dict[str, Callable[[], ImageData]] = {"digits": _digits, "emoji": load_emoji}
+"""Data that comes with this package or those it needs."""
 
 
 def _builtin(source: str, **_: Any) -> ImageData:
