@@ -94,7 +94,7 @@ def grid_runs(spec: AblationConfig) -> list[GridRun]:
 
 
 def check_runs(runs: list[GridRun]) -> None:
-    """Build the ingredients of every run once; teachers and data are read once each.
+    """Build the ingredients of every combination, with its first seed; teachers and data are read once each.
 
     Raises:
         ConfigError: a combination cannot run; all are listed.
@@ -109,8 +109,9 @@ def check_runs(runs: list[GridRun]) -> None:
         made = Recipe(config).ingredients(teacher=teacher, data=data)
         read[key] = made.teacher, made.data
 
-    problems = ((run.label, _problem(check, run)) for run in runs)
-    _refuse(f"{label}: {problem}" if problem else "" for label, problem in problems)
+    once = {tuple(run.options.values()): run for run in reversed(runs)}
+    problems = ((", ".join(options), _problem(check, run)) for options, run in once.items())
+    _refuse(f"{name}: {problem}" if problem else "" for name, problem in problems)
 
 
 def same_reference(config: RunConfig) -> str:

@@ -196,8 +196,9 @@ def _arm_names(report: Report) -> list[str]:
 
 def _quality_figures(report: Report) -> Iterator[Part]:
     for name, rows in _by_group(report, "quality"):
+        students = {r["steps"] for r in rows if r["arm"] != TEACHER}
         for score in _CURVES:
-            lines = list(_quality_lines(report, [r for r in rows if r["score"] == score]))
+            lines = list(_quality_lines(report, [r for r in rows if r["score"] == score and r["steps"] in students]))
             if lines:
                 low = min(min(line.y) for line in lines)
                 log = low > 0 and max(max(line.y) for line in lines) > 10 * low
@@ -224,7 +225,8 @@ def _quality_lines(report: Report, rows: Sequence[Row]) -> Iterator[Line]:
 
 def _fidelity_figures(report: Report) -> Iterator[Part]:
     for name, rows in _by_group(report, "quality"):
-        means = {(r["arm"], r["steps"], r["score"]): r["mean"] for r in rows}
+        students = {r["steps"] for r in rows if r["arm"] != TEACHER}
+        means = {(r["arm"], r["steps"], r["score"]): r["mean"] for r in rows if r["steps"] in students}
         lines, labels = [], []
         for i, arm in enumerate(_arm_names(report)):
             steps = [n for a, n, score in means if a == arm and score == "coverage"]

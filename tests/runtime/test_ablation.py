@@ -94,7 +94,7 @@ def test_bad_combinations_are_known_before_ray_starts(spec, tmp_path):
     import ray
 
     before = ray.is_initialized()
-    with pytest.raises(ConfigError, match=r"none, seed 0: `data.source`"):
+    with pytest.raises(ConfigError, match=r"none: `data.source`"):
         _ablate(spec(forward=FORWARD, none={"data": {"source": "/nowhere"}}), tmp_path / "out")
     assert ray.is_initialized() == before
     assert not Path(tmp_path, "out", "runs").exists()
