@@ -278,7 +278,7 @@ def _shift_figures(report: Report) -> Iterator[Part]:
         if floor is not None:
             lines.append(Line("no shift (95 % of chance)", floor.x, floor.y, dashed=True, plain=True))
         svg = curve_chart(lines, x="the student's own step", y="energy distance", whole_x=True)
-        text = "distance between forward-noised data and the states the student visits, at the end of training"
+        text = "distance between forward-noised data and the states the student visits, late in training"
         yield Figure(_of_group(name, text), svg, "report.json: shift")
 
 

@@ -153,17 +153,21 @@ def _shift(study: Study, group: dict[str, str]) -> Iterator[Row]:
         for phase in sorted({phase for last in runs for phase in last}):
             records = [last[phase] for last in runs if phase in last]
             steps = sum(name.startswith(_SHIFT["energy"]) for name in records[0])
+            after = max(int(r["step"]) for r in records)
             for k in range(1, steps + 1):
                 row: Row = {"group": group, "arm": arm, "phase": phase, "student_steps": steps, "step": k}
                 for name, prefix in _SHIFT.items():
                     values = [r[f"{prefix}{k}"] for r in records if f"{prefix}{k}" in r]
                     if values:
                         row[name] = asdict(interval(values))
-                yield row
+                yield {**row, "after": after}
 
 
 def _last_by_phase(records: Sequence[Mapping[str, float]]) -> dict[int, Mapping[str, float]]:
-    return {int(r["phase"]): r for r in records if f"{_SHIFT['energy']}1" in r}
+    """The last measurement of every phase; none of weights that a phase has begun with, before it trained them."""
+    ends = {int(r["phase"]): r["step"] for r in records if "loss" in r}
+    measured = (r for r in records if f"{_SHIFT['energy']}1" in r)
+    return {int(r["phase"]): r for r in measured if r["step"] > ends.get(int(r["phase"]) - 1, 0)}
 
 
 def _times(study: Study, group: dict[str, str]) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -75,10 +76,10 @@ def test_every_chart_names_where_its_numbers_are(tmp_path):
 def test_comparisons_are_paired_by_seed_and_leave_out_seeds_without_a_partner():
     study = made_up_study(4)
     without = [o for o in study.outcomes if not (o.arm == "forward only" and o.seed == 2)]
-    report = summarise(made_up_study(4)) | {}
+    report = summarise(study)
     found = [r for r in report["comparisons"] if r["arm"] == "half student" and r["score"] == "frechet_data"]
     assert [r["seeds"] for r in found] == [4] * 8
-    report = summarise(type(study)(study.title, study.arms, without))
+    report = summarise(dataclasses.replace(study, outcomes=without))
     row = next(
         r for r in report["comparisons"]
         if (r["arm"], r["score"], r["steps"], r["group"]) == ("half student", "frechet_data", 4, {"objective": "pd"})
@@ -123,6 +124,18 @@ def test_shift_is_the_last_measurement_of_every_phase():
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert [r["frechet"]["mean"] for r in rows] == pytest.approx([0.6, 1.2, 1.8, 2.4])
     assert all(r["energy"]["low"] < r["energy"]["mean"] < r["energy"]["high"] for r in rows)
+
+
+def test_shift_of_weights_that_were_never_synced_is_left_out():
+    """Their only measurement is of the weights that training began with."""
+    study = made_up_study()
+    outcomes = [
+        dataclasses.replace(o, records=[r | {"step": 0} if "loss" not in r else r for r in o.records])
+        if o.arm == "half student" else o
+        for o in study.outcomes
+    ]  # fmt: skip
+    report = summarise(dataclasses.replace(study, outcomes=outcomes))
+    assert {r["arm"] for r in report["shift"]} == {"forward only", "with teacher"}
 
 
 def test_one_seed_gives_no_interval_and_the_page_says_so(tmp_path):

@@ -34,6 +34,7 @@ def spec(tmp_path):
         base.write_text(to_yaml(small_run(evaluation=EVALUATION)))
         path = tmp_path / "spec.yaml"
         tree = {"name": "small", "base": str(base), "seeds": [0, 1], "compare": "states", "axes": {"states": arms}}
+        tree["resources"] = {"num_cpus": 6}  # two at once on the tests' cluster
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return load_config(str(path), kind=AblationConfig)
 
