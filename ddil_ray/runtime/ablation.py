@@ -7,6 +7,7 @@ worker. A worker that is asked for but does not fit just waits; one that dies is
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ class _Worker:
 
         from ddil_ray.ablation.measure import Workbench
 
-        torch.set_num_threads(max(1, int(resources.num_cpus)))
+        torch.set_num_threads(max(1, min(int(resources.num_cpus), os.cpu_count() or 1)))
         self._workbench = Workbench("cuda" if resources.num_gpus > 0 else "cpu")
 
     def ready(self) -> None:

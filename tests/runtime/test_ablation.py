@@ -34,7 +34,6 @@ def spec(tmp_path):
         base.write_text(to_yaml(small_run(evaluation=EVALUATION)))
         path = tmp_path / "spec.yaml"
         tree = {"name": "small", "base": str(base), "seeds": [0, 1], "compare": "states", "axes": {"states": arms}}
-        tree["resources"] = {"num_cpus": 6}  # two at once on the tests' cluster
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return load_config(str(path), kind=AblationConfig)
 
@@ -74,8 +73,6 @@ def test_a_grid_is_run_reported_and_only_completed_by_the_same_command_again(spe
     assert "4 runs, 3 of them done before" in said
     assert kept.stat().st_mtime_ns == stamp
     assert again["comparisons"] == report["comparisons"]
-    changed = small.model_copy(update={"settings": {"trainer": {"lr": 2e-3}}, "seeds": (0,)})
-    assert "2 runs, 0 of them done before" in _ablate(changed, out)[1]
 
 
 @pytest.mark.ray
@@ -87,8 +84,9 @@ def test_a_run_that_fails_is_tried_again_and_reported_and_the_rest_goes_on(spec,
     assert {r["arm"] for r in report["comparisons"]} == {"half"}
     assert said.count("failed: RunFailedError") == 2
     assert "wild, seed 0 failed twice" in (tmp_path / "out" / "report.html").read_text()
+    wild = spec(wild=DIVERGES, wilder={"trainer": {"lr": 1e31, "clip_norm": 1e30}})
     with pytest.raises(RunFailedError, match="Every run failed; the first with RunFailedError"):
-        _ablate(spec(wild=DIVERGES, wilder={"trainer": {"lr": 1e31, "clip_norm": 1e30}}), tmp_path / "none")
+        _ablate(wild.model_copy(update={"seeds": (0,)}), tmp_path / "none")
 
 
 def test_bad_combinations_are_known_before_ray_starts(spec, tmp_path):
