@@ -70,7 +70,8 @@ def curve_chart(lines: Sequence[Line], *, x: str, y: str, log_y: bool = False, w
     places = {value: i for i, value in enumerate(sorted({value for line in lines for value in line.x}))}
     with _canvas(x, y, entries=sum(line.name is not None for line in lines)) as (axes, svg):
         for i, line in enumerate(lines):
-            xs = [places[value] for value in line.x] if whole_x else line.x
+            aside = 0.04 * (i - (len(lines) - 1) / 2)  # so that bars at one place do not hide each other
+            xs = [places[value] + aside for value in line.x] if whole_x else line.x
             look = _look(line, i) | {"marker": None if line.plain or len(xs) >= 12 else _MARKERS[_number(line, i)]}
             axes.plot(xs, line.y, label=line.name, linewidth=1.5, markersize=4, **look)
             if line.low is not None and line.high is not None:
