@@ -19,7 +19,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from ddil_ray.ablation.statistics import paired_difference
-from ddil_ray.ablation.summary import paired
+from ddil_ray.ablation.summary import TEACHER, paired
 from ddil_ray.config import AblationConfig, load_config
 from ddil_ray.config.teacher import TeacherTrainer
 from ddil_ray.data import load_images
@@ -59,13 +59,19 @@ GATES = {
         Gate("ddil, reflected", "forward", "frechet_data", 4, 0.90),
         Gate("ddil", "ddil, never synced", "frechet_data", 4, 0.97),
     ],
+    "dmd2": [Gate(arm, TEACHER, "frechet_data", 4, 0.85) for arm in ("student", "forward", "ddil")],
 }
 """Gates by the spec that measures them: `benchmarks/ddil/<name>.yaml`, run in this order."""
 
 
 def judge(gate: Gate, report: dict[str, Any]) -> dict[str, Any]:
     """The gate's figure over all seeds of a report.json."""
-    baseline, arm = paired(report["runs"], gate.baseline, gate.arm, score=gate.score, steps=gate.steps)
+    if gate.baseline == TEACHER:
+        runs = {r["seed"]: r["scores"][str(gate.steps)][gate.score] for r in report["runs"] if r["arm"] == gate.arm}
+        rows = [r for r in report["quality"] if (r["arm"], r["steps"], r["score"]) == (TEACHER, gate.steps, gate.score)]
+        arm, baseline = list(runs.values()), [rows[0]["mean"]] * len(runs)
+    else:
+        baseline, arm = paired(report["runs"], gate.baseline, gate.arm, score=gate.score, steps=gate.steps)
     found = paired_difference(baseline, arm)
     figure = found.difference if gate.difference or found.ratio is None else found.ratio
     holds = figure.mean >= gate.bound if gate.difference else figure.mean <= gate.bound

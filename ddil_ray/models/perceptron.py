@@ -65,7 +65,15 @@ def new_model() -> DiffusionModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Perceptron()
-    return DiffusionModel(network, Prediction.V, CosineVP(), (1, 8, 8), num_conditions=CLASSES + 1, null_cond=CLASSES)
+    return DiffusionModel(
+        network,
+        Prediction.V,
+        CosineVP(),
+        (1, 8, 8),
+        num_conditions=CLASSES + 1,
+        null_cond=CLASSES,
+        bottleneck=f"blocks.{BLOCKS - 1}",
+    )
 
 
 def digits_teacher() -> DiffusionModel:

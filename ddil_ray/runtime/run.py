@@ -12,7 +12,6 @@ import threading
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -22,6 +21,7 @@ from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedEr
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, connected, with_gpu_shares
+from ddil_ray.runtime.signals import Signals
 from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, View, read_journal
 from ddil_ray.training.learner import round_models
@@ -192,7 +192,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     hub = Hub.remote(config.shift.every if config.shift.enabled else None)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub)
     journal = Journal(folder.local / "metrics.jsonl")
-    with _Signals() as signals:
+    with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
 
         def watch() -> bool:
@@ -303,7 +303,7 @@ def _explain(error: BaseException) -> str:
     return f"Training failed: {lines[-1].strip() if lines else type(error).__name__}"
 
 
-def _watch(hub: Any, journal: Journal, view: View, signals: _Signals, folder: RunFolder) -> None:
+def _watch(hub: Any, journal: Journal, view: View, signals: Signals, folder: RunFolder) -> None:
     """Take the hub's records, show them, and pass a signal on."""
     import ray
 
@@ -330,35 +330,6 @@ def _sync(folder: RunFolder, view: View) -> None:
         folder.sync()
     except Exception as error:  # every filesystem has errors of its own
         view.say(f"{folder.url} could not be written ({error}); the files are in {folder.local}.")
-
-
-class _Signals:
-    """Remembers SIGINT and SIGTERM while it is entered; the second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._told = False
-
-    def fresh(self) -> bool:
-        """Whether a signal came that `fresh` has not told of."""
-        told, self._told = self._told, self.received is not None
-        return self._told and not told
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __enter__(self) -> _Signals:
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _results(

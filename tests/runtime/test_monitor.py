@@ -17,12 +17,13 @@ from ddil_ray.training.weights import flatten_weights
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
+SHIFT = {"enabled": True, "every": 10, "num_samples": 32, "num_cpus": 0, "num_gpus": 0}
+
+
 @pytest.fixture
 def run():
     """(hub, context, weights to publish) of a run whose monitor is not yet there."""
-    config = small_run(
-        objective=PD, shift={"enabled": True, "every": 10, "num_samples": 32, "wait_s": 60, "num_cpus": 0}
-    )
+    config = small_run(objective=PD, shift=SHIFT)
     made = Recipe(config).ingredients()
     hub = Hub.remote(10)
     images, labels = (ray.put(x.numpy()) for x in (made.data.images, made.data.labels))
@@ -47,7 +48,7 @@ def test_a_monitor_measures_what_is_due_and_the_last_weights_and_ends(run):
     ray.get(hub.start_phase.remote(0, 0, weights(), []))
     ray.get(hub.publish.remote(4, weights()))
     said = []
-    monitor = MonitorHandle(context, Recipe(small_run()).config.shift, said.append)
+    monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
     (first,) = _measured(hub, 1)
     assert (first["step"], first["phase"]) == (0, 0)
     assert {f"shift/energy/step_{k}" for k in (1, 2, 3, 4)} < set(first)
@@ -69,7 +70,7 @@ def test_a_monitor_measures_what_is_due_and_the_last_weights_and_ends(run):
 def test_a_monitor_that_dies_is_told_of_once_and_not_waited_for(run):
     _, context, _ = run
     said = []
-    monitor = MonitorHandle(context, Recipe(small_run()).config.shift, said.append)
+    monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
     ray.kill(monitor._actor)
     deadline = time.monotonic() + 30
     while monitor.watch():
@@ -85,7 +86,7 @@ def test_a_monitor_that_fails_says_why(run):
     """Through weights that are not those of this network."""
     hub, context, _ = run
     said = []
-    monitor = MonitorHandle(context, Recipe(small_run()).config.shift, said.append)
+    monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
     ray.get(hub.start_phase.remote(0, 0, [ray.put({})], []))
     deadline = time.monotonic() + 60
     while monitor.watch():
@@ -102,7 +103,7 @@ def test_the_end_waits_for_the_last_measurement_no_longer_than_it_may(run):
     ray.get(hub.start_phase.remote(0, 0, weights(), []))
     for wait_s, goes_on in ((0.5, True), (60.0, False)):
         said = []
-        settings = Recipe(small_run(shift={"wait_s": wait_s})).config.shift
+        settings = small_run(shift={**SHIFT, "wait_s": wait_s}).shift
         monitor = MonitorHandle(context, settings, said.append)
         started = time.monotonic()
         monitor.finish(lambda goes_on=goes_on: goes_on)
