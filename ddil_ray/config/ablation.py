@@ -25,7 +25,7 @@ def slug(text: str) -> str:
 class RunResources(Group):
     """What one run takes of the cluster; as many run at once as fit."""
 
-    num_cpus: Positive = 1
+    num_cpus: Positive = Field(1, description="reserved; a run computes with OMP_NUM_THREADS threads, 1 by default")
     num_gpus: NonNegative = 0
 
 

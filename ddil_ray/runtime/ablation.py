@@ -7,7 +7,6 @@ worker. A worker that is asked for but does not fit just waits; one that dies is
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -82,11 +81,8 @@ class _Worker:
     """A process that runs one run at a time."""
 
     def __init__(self, resources: RunResources) -> None:
-        import torch
-
         from ddil_ray.ablation.measure import Workbench
 
-        torch.set_num_threads(max(1, min(int(resources.num_cpus), os.cpu_count() or 1)))
         self._workbench = Workbench("cuda" if resources.num_gpus > 0 else "cpu")
 
     def ready(self) -> None:

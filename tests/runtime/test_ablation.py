@@ -34,6 +34,7 @@ def spec(tmp_path):
         base.write_text(to_yaml(small_run(evaluation=EVALUATION)))
         path = tmp_path / "spec.yaml"
         tree = {"name": "small", "base": str(base), "seeds": [0, 1], "compare": "states", "axes": {"states": arms}}
+        tree["resources"] = {"num_cpus": 6}  # two at once on the tests' cluster
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return load_config(str(path), kind=AblationConfig)
 
@@ -76,6 +77,7 @@ def test_a_grid_is_run_reported_and_only_completed_by_the_same_command_again(spe
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_fails_is_tried_again_and_reported_and_the_rest_goes_on(spec, tmp_path):
     report, said = _ablate(spec(forward=FORWARD, wild=DIVERGES, half={}), tmp_path / "out")
