@@ -49,11 +49,11 @@ def shift_parts(records: Sequence[Record]) -> list[Figure | Table]:
         found = _by_step(measured, name)
         if found:
             beside = _by_step(measured, dashed) if dashed else {}
-            parts.append(Figure(caption, line_chart(found, x="step", y=y, log_y=log_y, dashed=beside)))
+            parts.append(Figure(caption, line_chart(found, x="training step", y=y, log_y=log_y, dashed=beside)))
     if measured:
         last = {r["phase"]: r for r in measured}
         rows = [row for record in last.values() for row in _rows(record)]
-        header = ["phase", "measured at", "step of the student", *_COLUMNS.values(), "not finite, all steps"]
+        header = ["phase", "measured at", "student step", *_COLUMNS.values(), "not finite"]
         parts.append(Table("Last measurement of each phase", header, rows))
     return parts
 
