@@ -32,7 +32,7 @@ from ddil_ray.evaluation import Benchmark
 from ddil_ray.evaluation.metrics import paired_difference
 from ddil_ray.folder import environment
 from ddil_ray.models import DiffusionModel
-from ddil_ray.results import new_benchmark, samplers_of
+from ddil_ray.results import new_benchmark, samplers_of, scores
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.teacher import train_teacher
@@ -135,8 +135,8 @@ def train_and_measure(name: str, seed: int) -> dict[str, Any]:
     result = distill_inline(recipe, teacher=teacher, data=_SHARED["data"], refresh=arm.refresh)
     made = recipe.ingredients(teacher=teacher, data=_SHARED["data"])
     samplers = samplers_of(recipe, made, result.rounds)["student"]
-    scores = {steps: benchmark.measure(benchmark.samples(sampler)) for steps, sampler in samplers.items()}
-    return {"arm": name, "seed": seed, "scores": scores, "seconds": time.perf_counter() - started}
+    measured = scores(benchmark, {name: samplers})[name]
+    return {"arm": name, "seed": seed, "scores": measured, "seconds": time.perf_counter() - started}
 
 
 def trained_teacher(steps: int) -> DiffusionModel:
