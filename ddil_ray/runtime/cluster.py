@@ -71,6 +71,8 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
     else:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
     if not verbose:
+        import ray.data  # sets its own levels when it is imported
+
         for logger in ("ray.data", "ray.train", "ray"):
             logging.getLogger(logger).setLevel(logging.ERROR)
     try:

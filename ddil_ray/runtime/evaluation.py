@@ -19,7 +19,7 @@ from ray.data.read_api import from_blocks
 from torch import Tensor
 
 from ddil_ray.config.groups import Evaluation
-from ddil_ray.errors import RunFailedError, first_line
+from ddil_ray.errors import RunFailedError
 from ddil_ray.evaluation import Benchmark, Measurements
 from ddil_ray.evaluation.maker import BlockMaker, BlockRows, Samplers
 from ddil_ray.runtime.context import Columns, StageCall
@@ -35,16 +35,16 @@ class BlockStage:
     """The actor: makes blocks of samples, and features of blocks of the data.
 
     Args:
-        work: reference to (maker, samplers).
-        images: reference to the (M, C, H, W) float32 data.
+        work: references to (maker, samplers) and to the (M, C, H, W) float32 data; in a list, so that Ray passes them
+            on unresolved, which an actor that may be started again needs.
     """
 
-    def __init__(self, work: Any, images: Any) -> None:
+    def __init__(self, work: list[Any]) -> None:
         torch.set_num_threads(1)
         maker: BlockMaker
-        maker, samplers = ray.get(work)
+        (maker, samplers), self._images = ray.get(work)
         device = best_device()
-        self._maker, self._images = maker.to(device), ray.get(images)
+        self._maker = maker.to(device)
         self._samplers = {
             model: {n: sampler.to(device) for n, sampler in by_steps.items()} for model, by_steps in samplers.items()
         }
@@ -64,35 +64,37 @@ class BlockStage:
 def measure_on_ray(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -> Measurements:
     """Measure every sampler with the actors of `role`, whose `num_gpus` is a number, on the connected Ray.
 
-    The same figures as `benchmark.measure`, whatever the number of actors.
+    The same figures as `benchmark.measure`, whatever the number of actors; blocks of one that dies are made again.
 
     Raises:
-        RunFailedError: an actor failed for good.
+        RunFailedError: an actor failed at its work.
     """
-    features: dict[int, Tensor] = {}
-    blocks: dict[int, BlockRows] = {}
-    try:
-        for part, block, made in _rows(_dataset(benchmark, samplers, role)):
-            (features if part == _DATA else blocks)[block] = made
-    except ray.exceptions.RayError as error:
-        raise RunFailedError(
-            f"Measuring failed: {first_line(error.cause) if hasattr(error, 'cause') else first_line(error)}. The "
-            "students are exported; `ddil-ray evaluate` measures one."
-        ) from error
-    return benchmark.collect([blocks[b] for b in sorted(blocks)], torch.cat([features[b] for b in sorted(features)]))
-
-
-def _dataset(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -> Dataset:
-    size, images = benchmark.maker.blocks.batch_size, benchmark.data.images
+    images, size = benchmark.data.images, benchmark.maker.blocks.batch_size
     requests = [(_SAMPLES, b) for b in range(len(benchmark.maker.blocks))]
     requests += [(_DATA, b) for b in range(-(-len(images) // size))]
+    work = [ray.put((benchmark.maker, samplers)), ray.put(images.numpy())]
+    try:
+        made = dict(_rows(_dataset(requests, work, role)))
+    except ray.exceptions.RayError as error:
+        raise RunFailedError(
+            f"Measuring failed: {_root(error)!r}. Students are exported before they are measured: look at "
+            "`evaluation`, and measure them with `ddil-ray evaluate`."
+        ) from error
+    blocks: list[BlockRows] = [made[request] for request in requests if request[0] == _SAMPLES]
+    features: list[Tensor] = [made[request] for request in requests if request[0] == _DATA]
+    return benchmark.collect(blocks, torch.cat(features))
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that an actor met, beneath Ray's."""
+    cause = getattr(error, "cause", None) or error.__cause__
+    return error if cause is None else _root(cause)
+
+
+def _dataset(requests: list[tuple[str, int]], work: list[Any], role: Evaluation) -> Dataset:
     dataset = from_blocks([pa.table({"part": [part], "block": [b]}) for part, b in requests]).map_batches(
         StageCall,
-        fn_constructor_args=(
-            "ddil_ray.runtime.evaluation:BlockStage",
-            ray.put((benchmark.maker, samplers)),
-            ray.put(images.numpy()),
-        ),
+        fn_constructor_args=("ddil_ray.runtime.evaluation:BlockStage", work),
         batch_size=1,
         **actor_pool(role),
     )
@@ -103,7 +105,10 @@ def _dataset(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -> Data
     return dataset
 
 
-def _rows(dataset: Dataset) -> Iterator[tuple[str, int, Any]]:
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+def _rows(dataset: Dataset) -> Iterator[tuple[tuple[str, int], Any]]:
+    """(request, what was made of it), as they come."""
+    # A process of Ray's runs the stream: from this one its errors would reach the terminal that Ray recovers from.
+    (stream,) = dataset.streaming_split(1)
+    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         for part, block, made in zip(batch["part"], batch["block"], batch["made"], strict=True):
-            yield str(part), int(block), pickle.loads(made)
+            yield (str(part), int(block)), pickle.loads(made)
