@@ -62,3 +62,15 @@ def test_pools_are_counted_per_source():
     config = small_run(labels={"placement": "pool", "num_actors": 2})
     labels = [d for d in demands(config) if d.role.startswith("labels")]
     assert [(d.role, d.count) for d in labels] == [("labels (forward)", 2), ("labels (student)", 2)]
+
+
+def test_actors_that_measure_have_the_cluster_to_themselves():
+    config = small_run(evaluation={"enabled": True, "num_actors": 4}, states=THREE_SOURCES)
+    assert (
+        with_gpu_shares(config, gpus=1).evaluation.num_gpus == 0.25
+    )  # of one GPU, which four training roles share too
+    assert with_gpu_shares(config, gpus=8).evaluation.num_gpus == 1.0
+    check_fits(with_gpu_shares(config, gpus=0), {"CPU": 4})  # not the sum of both
+    with pytest.raises(ConfigError, match=r"need 6 CPUs and it has 4 instead \(evaluation 6 x 1\)"):
+        more = small_run(evaluation={"enabled": True, "num_actors": 6})
+        check_fits(with_gpu_shares(more, gpus=0), {"CPU": 4})
