@@ -71,6 +71,6 @@ def test_actors_that_measure_have_the_cluster_to_themselves():
     )  # of one GPU, which four training roles share too
     assert with_gpu_shares(config, gpus=8).evaluation.num_gpus == 1.0
     check_fits(with_gpu_shares(config, gpus=0), {"CPU": 4})  # not the sum of both
+    more = with_gpu_shares(small_run(evaluation={"enabled": True, "num_actors": 6}), gpus=0)
     with pytest.raises(ConfigError, match=r"need 6 CPUs and it has 4 instead \(evaluation 6 x 1\)"):
-        more = small_run(evaluation={"enabled": True, "num_actors": 6})
-        check_fits(with_gpu_shares(more, gpus=0), {"CPU": 4})
+        check_fits(more, {"CPU": 4})
