@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddil_ray.evaluation import Benchmark, Sampler, student_samplers, teacher_sampler
+from ddil_ray.evaluation import (
+    Benchmark,
+    Measurements,
+    Sampler,
+    load_instruments,
+    student_samplers,
+    teacher_sampler,
+)
 from ddil_ray.export import consistency_scheduler, save_model_folder
 from ddil_ray.models import DiffusionModel
 from ddil_ray.report import Figure, Table, line_chart, save_grid, shift_parts, write_page
@@ -15,15 +22,17 @@ from ddil_ray.training.recipe import Ingredients, Recipe
 
 __all__ = [
     "SCORES",
-    "SCORE_HEADER",
     "Scores",
+    "classes_of",
     "export_students",
     "new_benchmark",
     "run_report",
     "samplers_of",
+    "save_grids",
     "score_parts",
-    "score_rows",
+    "score_table",
     "scores",
+    "scores_of",
     "teacher_samplers",
 ]
 
@@ -31,22 +40,34 @@ Record = dict[str, float]
 Section = tuple[str, list[Figure | Table]]
 Scores = dict[str, dict[int, dict[str, float]]]
 """Model (`student`, `teacher`) -> steps -> score by name."""
+Classes = dict[str, dict[int, list[dict[str, Any]]]]
+"""Model -> steps -> scores of every class (`evaluation.scoring.ClassScores`)."""
 
 SCORES = {
     "frechet_teacher": "Frechet to teacher",
     "frechet_data": "Frechet to data",
+    "kid_data": "KID to data",
     "paired_error": "paired error",
     "coverage": "coverage",
     "recall": "recall",
     "density": "density",
     "precision": "precision",
+    "vendi": "Vendi",
+    "lpips_diversity": "LPIPS diversity",
+    "clip_score": "CLIP score",
 }
-"""The scores that tables show, with their headings; the first three are better lower."""
+"""The scores that tables show where they were measured, with their headings; the first four are better lower."""
 
-SCORE_HEADER = ("model", "steps", *SCORES.values())
-"""Header of the rows that `score_rows` gives."""
-
-_GRID_SAMPLES = 64
+_CLASS_COLUMNS = {
+    "class": "class",
+    "prompt": "prompt",
+    "count": "samples",
+    "paired_error": "paired error",
+    "precision": "precision",
+    "coverage": "coverage",
+    "kid_data": "KID to data",
+}
+_CLASSES_SHOWN = 20
 
 
 def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, DiffusionModel], folder: Path) -> None:
@@ -80,7 +101,14 @@ def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:
     """What `recipe`'s students and teacher are measured against."""
     e = recipe.config.evaluation
     reference = teacher_sampler(made.expert(), made.teacher.schedule, e.teacher_steps, w=recipe.student_guidance)
-    return Benchmark(made.data, reference=reference, num_samples=e.num_samples, seed=e.seed, batch_size=e.batch_size)
+    return Benchmark(
+        made.data,
+        reference=reference,
+        num_samples=e.num_samples,
+        seed=e.seed,
+        batch_size=e.batch_size,
+        instruments=load_instruments(e, made.data),
+    )
 
 
 def samplers_of(
@@ -101,46 +129,92 @@ def teacher_samplers(recipe: Recipe, made: Ingredients) -> dict[int, Sampler]:
 
 
 def scores(benchmark: Benchmark, samplers: Mapping[str, Mapping[int, Sampler]], grids: Path | None = None) -> Scores:
-    """Measure every sampler; with `grids`, write a picture of each one's first samples there."""
-    result: Scores = {}
-    for model, by_steps in samplers.items():
-        result[model] = {}
-        for steps, sampler in by_steps.items():
-            samples = benchmark.samples(sampler)
-            result[model][steps] = benchmark.measure(samples)
-            if grids is not None:
-                save_grid(samples[:_GRID_SAMPLES], grids / f"{model}-{steps}-steps.png")
+    """Measure every sampler in this process; with `grids`, write a picture of each one's first samples there."""
+    measurements = benchmark.measure(samplers)
     if grids is not None:
-        save_grid(benchmark.teacher_paired[:_GRID_SAMPLES], grids / "teacher-reference.png")
-    return result
+        save_grids(measurements, grids)
+    return scores_of(measurements)
 
 
-def score_rows(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[list[str]]:
-    """Table rows `model, steps, scores`, by steps."""
-    return [
-        [model, str(steps), *(f"{by_steps[steps][name]:.4g}" for name in SCORES)]
+def scores_of(measurements: Measurements) -> Scores:
+    """The scores alone."""
+    return {model: {n: m.scores for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
+
+
+def classes_of(measurements: Measurements) -> Classes:
+    """The scores by class alone."""
+    return {model: {n: m.classes for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
+
+
+def save_grids(measurements: Measurements, folder: Path) -> None:
+    """Write a picture of each sampler's first samples, and of the teacher's reference, into `folder`."""
+    for model, by_steps in measurements.measured.items():
+        for steps, measured in by_steps.items():
+            save_grid(measured.first, folder / f"{model}-{steps}-steps.png")
+    save_grid(measurements.reference, folder / "teacher-reference.png")
+
+
+def score_table(measured: Mapping[str, Mapping[int, Mapping[str, float]]], caption: str) -> Table:
+    """Rows of scores by steps and model, with the columns that any of them has."""
+    found = {name for by_steps in measured.values() for scores in by_steps.values() for name in scores}
+    columns = {name: heading for name, heading in SCORES.items() if name in found}
+    rows = [
+        [model, str(steps), *(_cell(by_steps[steps].get(name)) for name in columns)]
         for steps in sorted({n for by_steps in measured.values() for n in by_steps})
         for model, by_steps in measured.items()
         if steps in by_steps
     ]
+    return Table(caption, ("model", "steps", *columns.values()), rows)
 
 
-def score_parts(measured: Scores, about: Mapping[str, Any], grids: Path) -> list[Section]:
-    """Report sections: the table of scores, and the pictures in `grids`."""
-    caption = f"{about['num_samples']} samples each; features: {about['features']}"
+def _cell(value: float | int | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def score_parts(
+    measured: Scores, about: Mapping[str, Any], grids: Path, classes: Classes | None = None
+) -> list[Section]:
+    """Report sections: the table of scores, the pictures in `grids`, and scores by class where there are any."""
+    resized = f"resized to {about['image_size']} px" if about["resized"] else f"{about['image_size']} px, not resized"
+    caption = f"{about['num_samples']} samples each, {resized}; features: {about['features']}; k = {about['k']}"
     pictures = [Figure(p.stem.replace("-", " "), p) for p in sorted(grids.glob("*.png"))]
+    by_class: list[Figure | Table] = [
+        _class_table(f"{model}, {steps} steps", rows)
+        for model, by_steps in (classes or {}).items()
+        for steps, rows in by_steps.items()
+        if rows
+    ]
     return [
-        ("Scores", [Table(caption, SCORE_HEADER, score_rows(measured))]),
+        ("Scores", [score_table(measured, caption)]),
         ("Samples", list(pictures)),
+        *([("Scores by class, against the data of the class", by_class)] if by_class else []),
     ]
 
 
+def _class_table(caption: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Scores by class; of many classes those that are furthest from the teacher."""
+    columns = {name: heading for name, heading in _CLASS_COLUMNS.items() if any(name in row for row in rows)}
+    if len(rows) > _CLASSES_SHOWN:
+        caption += f"; the {_CLASSES_SHOWN} of {len(rows)} classes with the largest paired error"
+        rows = sorted(rows, key=lambda row: -row.get("paired_error", 0.0))[:_CLASSES_SHOWN]
+    return Table(caption, tuple(columns.values()), [[_cell(row.get(name)) for name in columns] for row in rows])
+
+
 def run_report(
-    path: Path, *, recipe: Recipe, records: Sequence[Record], measured: Scores, about: Mapping[str, Any], grids: Path
+    path: Path,
+    *,
+    recipe: Recipe,
+    records: Sequence[Record],
+    measured: Scores,
+    about: Mapping[str, Any],
+    grids: Path,
+    classes: Classes | None = None,
 ) -> None:
     """Write report.html of one run."""
     config = recipe.config
-    sections = score_parts(measured, about, grids) if measured else []
+    sections = score_parts(measured, about, grids, classes) if measured else []
     sections.append(("Training", _training_figures(records)))
     shift = shift_parts(records)
     if shift:

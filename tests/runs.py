@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+import psutil
 
 from ddil_ray.config import RunConfig
 
-__all__ = ["small_run"]
+__all__ = ["kill", "processes", "small_run", "when"]
 
 _SMALL: dict[str, Any] = {
     "name": "small",
@@ -36,3 +42,32 @@ def small_run(**changes: Any) -> RunConfig:
         replace = not isinstance(value, dict) or key in ("objective", "states")
         tree[key] = value if replace else {**tree.get(key, {}), **value}
     return RunConfig.model_validate(tree)
+
+
+def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float = 120) -> Future[bool]:
+    """Do `act` in a thread once `condition` holds; the future tells that it was done."""
+
+    def watch() -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        act()
+        return True
+
+    return ThreadPoolExecutor(1).submit(watch)
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Processes of this session's Ray by what Ray calls them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(title in part for part in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill(title: str) -> None:
+    """Kill one process of this session's Ray."""
+    processes(title)[0].kill()

@@ -28,12 +28,11 @@ def demo(
     from ddil_ray.models import DiffusionModel
     from ddil_ray.report import write_page
     from ddil_ray.results import (
-        SCORE_HEADER,
         export_students,
         new_benchmark,
         samplers_of,
         score_parts,
-        score_rows,
+        score_table,
         scores,
         teacher_samplers,
     )
@@ -89,7 +88,8 @@ def demo(
         print_json({"folder": str(folder), "scores": measured, "about": about})
         return
     title = f"{about['num_samples']} samples; {about['features']}; {time.monotonic() - started:.0f} s"
-    print_table(title, SCORE_HEADER, score_rows(measured))
+    table = score_table(measured, title)
+    print_table(table.caption, table.header, table.rows)
     print_lines(
         f"report   {folder}/report.html",
         f"grids    {grids}",

@@ -52,7 +52,7 @@ def distill(
         _print_plan(plan_of(Recipe(run)), as_json=as_json)
         return
 
-    from ddil_ray.results import SCORE_HEADER, score_rows
+    from ddil_ray.results import score_table
     from ddil_ray.runtime.run import distill as distill_on_ray
 
     result = distill_on_ray(run, resume=resume is not None, verbose=verbose)
@@ -60,7 +60,8 @@ def distill(
         print_json({"folder": result.folder, "scores": result.scores})
         return
     if result.scores:
-        print_table("Scores", SCORE_HEADER, score_rows(result.scores))
+        table = score_table(result.scores, "Scores")
+        print_table(table.caption, table.header, table.rows)
     steps, student = list(result.rounds.items())[-1]
     loadable = student.family != "module"  # a factory's student is weights alone
     print_lines(
@@ -73,9 +74,12 @@ def distill(
 
 def plan_of(recipe: Any) -> dict[str, Any]:
     """What the run would do, after all its checks."""
+    from ddil_ray.evaluation import check_instruments
     from ddil_ray.runtime.cluster import demands
 
     made = recipe.ingredients()
+    if recipe.config.evaluation.enabled:
+        check_instruments(recipe.config.evaluation, made.data)
     trainer = recipe.config.trainer
     return {
         "run": f"{recipe.config.output}/{recipe.config.name}",

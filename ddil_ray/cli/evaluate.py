@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, print_table, writable
+from ddil_ray.cli.options import AsJson, Config, Overrides, Verbose, print_json, print_lines, print_table, writable
 
 __all__ = ["evaluate"]
 
@@ -17,6 +17,7 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, report.html and samples.")] = Path("evaluation"),
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model against the data and the teacher of a config, at the config's evaluation steps.
@@ -30,7 +31,16 @@ def evaluate(
     from ddil_ray.folder import write_json
     from ddil_ray.models import load_model
     from ddil_ray.report import write_page
-    from ddil_ray.results import SCORE_HEADER, new_benchmark, score_parts, score_rows, scores, teacher_samplers
+    from ddil_ray.results import (
+        classes_of,
+        new_benchmark,
+        save_grids,
+        score_parts,
+        score_table,
+        scores_of,
+        teacher_samplers,
+    )
+    from ddil_ray.runtime.cluster import connected, evaluation_role
     from ddil_ray.training.recipe import Recipe
 
     recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
@@ -42,17 +52,22 @@ def evaluate(
         "teacher": teacher_samplers(recipe, made),
     }
     benchmark = new_benchmark(recipe, made)
-    measured = scores(benchmark, samplers, out / "samples")
-    about = benchmark.describe()
-    write_json(out / "metrics.json", {"model": model, "scores": measured, "about": about})
+    with connected(recipe.config, verbose=verbose):
+        from ddil_ray.runtime.evaluation import measure_on_ray
+
+        found = measure_on_ray(benchmark, samplers, evaluation_role(recipe.config))
+    measured, classes, about = scores_of(found), classes_of(found), benchmark.describe()
+    save_grids(found, out / "samples")
+    write_json(out / "metrics.json", {"model": model, "scores": measured, "classes": classes, "about": about})
     write_page(
         out / "report.html",
         title=f"Evaluation of {model}",
         summary=[f"Against {recipe.config.teacher.model} and {made.data.name}."],
-        sections=score_parts(measured, about, out / "samples"),
+        sections=score_parts(measured, about, out / "samples", classes),
     )
     if as_json:
-        print_json({"scores": measured, "about": about})
+        print_json({"scores": measured, "classes": classes, "about": about})
         return
-    print_table("Scores", SCORE_HEADER, score_rows(measured))
+    table = score_table(measured, "Scores")
+    print_table(table.caption, table.header, table.rows)
     print_lines(f"report   {out / 'report.html'}")

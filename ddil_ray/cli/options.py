@@ -47,13 +47,13 @@ def print_lines(*lines: str) -> None:
         typer.echo(line)
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table that is as wide as it needs to be."""
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

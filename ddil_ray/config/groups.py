@@ -319,12 +319,29 @@ class Tracking(Group):
     timeout_s: Positive = 10.0
 
 
-class Evaluation(Group):
-    """What is measured when training ends."""
+class Evaluation(Role):
+    """What is measured when training ends, and the actors that make the samples and their features."""
 
     enabled: bool = True
     num_samples: Annotated[StrictInt, Field(ge=6)] = 1000
     steps: tuple[Count, ...] = Field((1, 2, 4, 8), min_length=1)
     teacher_steps: Count = Field(64, description="DDIM steps of the teacher's reference samples")
-    batch_size: Count = 256
-    seed: StrictInt = Field(1_000_003, description="of evaluation noise; never used in training")
+    batch_size: Count = Field(256, description="samples per block, which is a network pass")
+    seed: Annotated[StrictInt, Field(ge=0)] = Field(
+        1_000_003, description="of evaluation noise; its keys are never those of training"
+    )
+    features: str = Field(
+        "auto", description="auto (trained on the data), inception, module.path:factory, or a transformers folder"
+    )
+    feature_weights: str | None = Field(None, description="file with the weights of inception; default: fetched")
+    lpips: Literal["none", "alex", "vgg", "squeeze"] = Field(
+        "none", description="network of the LPIPS diversity within a condition; needs torchvision"
+    )
+    clip: str | None = Field(None, description="folder or hub id of a CLIP model, for the CLIP score of `prompts`")
+    prompts: tuple[str, ...] | None = Field(None, description="one per class id; also shown in the scores by class")
+
+    @model_validator(mode="after")
+    def _clip_has_prompts(self) -> Evaluation:
+        if self.clip is not None and self.prompts is None:
+            raise ValueError("prompts must be given, one per class id, where clip is, but are missing")
+        return self

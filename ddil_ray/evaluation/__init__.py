@@ -1,14 +1,20 @@
-"""Evaluation of samplers; needs no download."""
+"""Evaluation of samplers; needs no download unless it is asked for."""
 
-from ddil_ray.evaluation.evaluate import Benchmark
-from ddil_ray.evaluation.features import FeatureNetwork, train_features
+from ddil_ray.evaluation.evaluate import Benchmark, Measurements
+from ddil_ray.evaluation.features import FeatureNetwork, load_features, train_features
+from ddil_ray.evaluation.instruments import Instruments, check_instruments, load_instruments
 from ddil_ray.evaluation.samplers import Sampler, exported_sampler, student_samplers, teacher_sampler
 
 __all__ = [
     "Benchmark",
     "FeatureNetwork",
+    "Instruments",
+    "Measurements",
     "Sampler",
+    "check_instruments",
     "exported_sampler",
+    "load_features",
+    "load_instruments",
     "student_samplers",
     "teacher_sampler",
     "train_features",

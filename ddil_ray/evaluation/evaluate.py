@@ -1,37 +1,54 @@
 """Measuring few-step samplers against data and against the teacher.
 
 Two references, since a guided teacher is itself far from the data: the data, and held-out samples of the teacher. All
-noises come from a seed of their own and are never those of training.
+noises come from a seed of their own and are never those of training (`blocks`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddil_ray.data import ImageData
-from ddil_ray.evaluation.features import FeatureNetwork, train_features
-from ddil_ray.evaluation.metrics import frechet_distance, paired_error, prdc
+from ddil_ray.evaluation.blocks import Blocks
+from ddil_ray.evaluation.features import train_features
+from ddil_ray.evaluation.instruments import Instruments
+from ddil_ray.evaluation.maker import BlockMaker, BlockRows, SampleRows, Samplers, TeacherBlock
+from ddil_ray.evaluation.neighbours import NEIGHBOURS
 from ddil_ray.evaluation.samplers import Sampler
+from ddil_ray.evaluation.scoring import MANIFOLD_ROWS, Measured, Scorer
 
-__all__ = ["Benchmark"]
+__all__ = ["Benchmark", "Measurements"]
 
-_PRDC_ROWS = 2000
-"""Samples used for neighbour counts, whose cost grows with the square."""
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of several samplers."""
+
+    measured: dict[str, dict[int, Measured]]
+    """By model and number of steps."""
+    reference: Tensor
+    """(F, C, H, W) first samples of the teacher's reference, from the same noises."""
 
 
 class Benchmark:
-    """Fixed noises, conditions, references and features, against which samplers are measured.
+    """Fixed noises, conditions, references and instruments, against which samplers are measured.
+
+    Measures in this process (`measure`), where the teacher's samples are made once and kept; or lets others make the
+    blocks with `maker`, and puts them together (`collect`).
 
     Args:
         data: real images.
         reference: sampler of the teacher with many steps.
         num_samples: samples per measurement.
         seed: of all noises here.
-        batch_size: samples per network pass.
-        features: trained on `data` unless given.
+        batch_size: samples per block, which is a network pass.
+        instruments: the network that gives features, and more; by default a classifier trained on `data`.
     """
 
     def __init__(
@@ -42,38 +59,48 @@ class Benchmark:
         num_samples: int,
         seed: int,
         batch_size: int = 256,
-        features: FeatureNetwork | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
-        self.batch_size, self.seed = batch_size, seed
-        self.features = features or train_features(data)
-        generator = torch.Generator().manual_seed(seed)
-        # Both sets have the same conditions, as frequent as in the data: a distance between them is not about classes.
-        rows = torch.randperm(len(data), generator=generator).repeat(-(-num_samples // len(data)))[:num_samples]
-        self.cond = data.labels[rows]
-        self.noise, other = torch.randn(2, num_samples, *data.images.shape[1:], generator=generator)
-        self.teacher_paired = self.samples(reference)
-        self.teacher_held_out = reference(other, self.cond, seed=seed + 1, batch_size=batch_size)
-        self._data_features = self.features(data.images)
-        self._teacher_features = self.features(self.teacher_held_out)
+        self.data, self._instruments = data, instruments or Instruments(train_features(data))
+        blocks = Blocks(data.labels, tuple(data.images.shape[1:]), num_samples, batch_size, seed)
+        parts = self._instruments
+        self.maker = BlockMaker(blocks, reference, parts.features, parts.distance, parts.clip)
 
-    def samples(self, sampler: Sampler) -> Tensor:
-        """(N, C, H, W) samples from the fixed noises."""
-        return sampler(self.noise, self.cond, seed=self.seed, batch_size=self.batch_size)
+    def measure(self, samplers: Samplers) -> Measurements:
+        """Measure every sampler in this process."""
+        blocks = [self.maker.block(b, samplers, teacher) for b, teacher in enumerate(self._teacher)]
+        return self.collect(blocks, self._data_features)
 
-    def measure(self, samples: Tensor) -> dict[str, float]:
-        """Scores of samples made from the fixed noises; `*_data` against data, `*_teacher` against held-out teacher.
-
-        Keys: frechet_data, frechet_teacher, precision, recall, density, coverage, paired_error, spread.
-        """
-        features = self.features(samples)
-        return {
-            "frechet_data": frechet_distance(self._data_features, features),
-            "frechet_teacher": frechet_distance(self._teacher_features, features),
-            **prdc(self._data_features, features[:_PRDC_ROWS]),
-            "paired_error": paired_error(samples, self.teacher_paired),
-            "spread": float(samples.std(0).mean()),
-        }
+    def collect(self, blocks: Sequence[BlockRows], data_features: Tensor) -> Measurements:
+        """Measurements from all blocks, in order, and the features of all data (M, D)."""
+        held_out = torch.cat([b.held_out for b in blocks])
+        score = Scorer(data_features, self.data.labels, held_out, self._instruments.prompts)
+        return Measurements(
+            {
+                model: {n: score(SampleRows.cat([b.samples[model][n] for b in blocks])) for n in by_steps}
+                for model, by_steps in blocks[0].samples.items()
+            },
+            reference=torch.cat([b.reference for b in blocks]),
+        )
 
     def describe(self) -> dict[str, Any]:
         """What a reader must know beside a score."""
-        return {"features": self.features.name, "num_samples": len(self.noise), "k": 5, "seed": self.seed}
+        parts, blocks = self._instruments, self.maker.blocks
+        return {
+            "features": parts.features.name,
+            "num_samples": blocks.num_samples,
+            "image_size": parts.features.size or int(self.data.images.shape[-1]),
+            "resized": parts.features.size is not None,
+            "k": NEIGHBOURS,
+            "neighbour_rows": MANIFOLD_ROWS,
+            "seed": blocks.seed,
+            **({"clip": parts.clip.name} if parts.clip is not None else {}),
+        }
+
+    @cached_property
+    def _teacher(self) -> list[TeacherBlock]:
+        return [self.maker.teacher(b) for b in range(len(self.maker.blocks))]
+
+    @cached_property
+    def _data_features(self) -> Tensor:
+        return torch.cat([self.maker.features(part) for part in self.data.images.split(self.maker.blocks.batch_size)])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddil_ray.diffusion.denoiser import BoundaryConditioned, Denoiser
+from ddil_ray.diffusion.denoiser import BoundaryConditioned, Denoiser, NetworkDenoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
@@ -30,24 +31,37 @@ class Sampler:
     transition: str
     """A key of `TRANSITIONS`."""
     w: float = 0.0
+    device: torch.device | str = "cpu"
+
+    def to(self, device: torch.device | str) -> Sampler:
+        """This sampler on `device`; its network is moved, not copied."""
+        part: Any = self.denoiser
+        while not isinstance(part, NetworkDenoiser) and hasattr(part, "denoiser"):
+            part = part.denoiser
+        if isinstance(part, NetworkDenoiser):
+            part.network.to(device)
+        return replace(self, device=device)
 
     def __call__(self, noise: Tensor, cond: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
-        """(N, C, H, W) samples in [-1, 1] from `noise` (N, C, H, W) and conditions (N,); the same for the same seed."""
+        """(N, C, H, W) samples in [-1, 1], on the CPU, from `noise` (N, C, H, W) and conditions `cond` (N,).
+
+        The same for the same seed.
+        """
         generator = torch.Generator().manual_seed(seed)
         parts = [
             sample(
                 self.denoiser,
-                z,
+                z.to(self.device),
                 times=self.times,
-                cond=c,
-                w=torch.full((len(z),), self.w),
+                cond=c.to(self.device),
+                w=torch.full((len(z),), self.w, device=self.device),
                 schedule=self.schedule,
                 transition=self.transition,
                 generator=generator,
             )
             for z, c in zip(noise.split(batch_size), cond.split(batch_size), strict=True)
         ]
-        return torch.cat(parts).clamp(-1, 1)
+        return torch.cat([part.cpu() for part in parts]).clamp(-1, 1)
 
 
 def teacher_sampler(teacher: Denoiser, schedule: NoiseSchedule, steps: int, *, w: float) -> Sampler:

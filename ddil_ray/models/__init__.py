@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import tempfile
 from importlib import resources
 from pathlib import Path
 
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.factory import is_factory
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
@@ -26,8 +26,6 @@ __all__ = ["PIPELINE_LOADERS", "DiffusionModel", "load_model", "student_of"]
 
 PIPELINE_LOADERS: dict[str, str] = {"UNet2DModel": "ddil_ray.models.unet:load_unet"}
 """Loader of a pipeline folder, as `module:function`, by the class of its denoiser; imported when it is needed."""
-
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
@@ -42,7 +40,7 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     """
     if spec.startswith("builtin:"):
         return _load_builtin(spec.removeprefix("builtin:"))
-    if _FACTORY.fullmatch(spec):
+    if is_factory(spec):
         return load_module(spec, weights=weights)
     if "://" in spec:
         return _load_url(spec)

@@ -6,12 +6,11 @@ has no pipeline for them.
 
 from __future__ import annotations
 
-import importlib
-
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.factory import call_factory
 from ddil_ray.models.model import DiffusionModel
 
 __all__ = ["load_module"]
@@ -23,14 +22,7 @@ def load_module(spec: str, *, weights: str | None = None) -> DiffusionModel:
     Raises:
         ConfigError: the module, the factory or the weights cannot be loaded, or the result is no `DiffusionModel`.
     """
-    module_name, _, factory_name = spec.partition(":")
-    try:
-        model = getattr(importlib.import_module(module_name), factory_name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"`teacher.model` must name an importable factory without arguments as `module.path:factory`, but "
-            f"{spec!r} failed: {error}. Check the spelling, and that the module is on PYTHONPATH."
-        ) from error
+    model = call_factory(spec, field="teacher.model")
     if not isinstance(model, DiffusionModel):
         raise ConfigError(
             f"`teacher.model` factory {spec!r} must return a ddil_ray.models.DiffusionModel, but returned "

@@ -50,6 +50,9 @@ class Cell:
     mood: str = ""
     """`better`, `worse` or nothing."""
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True)
 class Table:

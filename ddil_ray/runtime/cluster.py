@@ -9,11 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ddil_ray.config import RunConfig
+from ddil_ray.config import Role, RunConfig
+from ddil_ray.config.groups import Evaluation, Shift, Trainer
 from ddil_ray.errors import ConfigError
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
-__all__ = ["LOCAL_ENV", "WORKER_ENV", "Demand", "check_fits", "connected", "demands", "ray_session", "with_gpu_shares"]
+__all__ = [
+    "LOCAL_ENV",
+    "WORKER_ENV",
+    "Demand",
+    "check_fits",
+    "connected",
+    "demands",
+    "evaluation_role",
+    "ray_session",
+    "with_gpu_shares",
+]
 
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
@@ -38,7 +49,7 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
 
     A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
     """
-    cpus = sum(d.count * d.cpus for d in demands(config))
+    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(config), [_evaluation(config)]))
     with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
         yield
 
@@ -76,6 +87,8 @@ def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
     else:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
     if not verbose:
+        import ray.data  # sets its own levels when it is imported
+
         for logger in ("ray.data", "ray.train", "ray"):
             logging.getLogger(logger).setLevel(logging.ERROR)
     try:
@@ -132,6 +145,9 @@ def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
         role = getattr(config, name)
         if role.num_gpus == "auto":
             update[name] = role.model_copy(update={"num_gpus": share})
+    if config.evaluation.num_gpus == "auto":  # it runs alone, when training has ended
+        alone = _share(config.evaluation.bounds[0], gpus)
+        update["evaluation"] = config.evaluation.model_copy(update={"num_gpus": alone})
     return config.model_copy(update=update)
 
 
@@ -150,7 +166,38 @@ def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
     Raises:
         ConfigError: it would wait for ever; the message lists every role.
     """
-    rows = demands(config)
+    _check_sum(demands(config), resources)
+    for name in _GROUPS:
+        _check_named(name, getattr(config, name), resources)
+    if config.evaluation.enabled:
+        _check_evaluation(config, resources)
+
+
+def evaluation_role(config: RunConfig) -> Evaluation:
+    """The actors that measure, with their share of the connected cluster's GPUs; they have it to themselves.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    shared = with_gpu_shares(config, gpus=resources.get("GPU", 0.0))
+    _check_evaluation(shared, resources)
+    return shared.evaluation
+
+
+def _check_evaluation(config: RunConfig, resources: dict[str, float]) -> None:
+    _check_sum([_evaluation(config)], resources)
+    _check_named("evaluation", config.evaluation, resources)
+
+
+def _evaluation(config: RunConfig) -> Demand:
+    e = config.evaluation
+    return Demand("evaluation", e.bounds[0], e.num_cpus, e.num_gpus)
+
+
+def _check_sum(rows: list[Demand], resources: dict[str, float]) -> None:
     for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
         needed = sum(d.count * float(getattr(d, key)) for d in rows)
         has = resources.get(kind, 0.0)
@@ -160,14 +207,15 @@ def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
                 f"The roles must fit the cluster, but need {needed:g} {kind}s and it has {has:g} instead ({table}). "
                 f"Lower `num_actors`, `num_workers` or `num_{key}` of a role, or add nodes."
             )
-    for name in _GROUPS:
-        role = getattr(config, name)
-        wanted = dict(role.resources)
-        if role.accelerator_type:
-            wanted[f"accelerator_type:{role.accelerator_type}"] = 0.001
-        for resource, amount in wanted.items():
-            if resources.get(resource, 0.0) < amount:
-                raise ConfigError(
-                    f"`{name}` must ask for resources that the cluster has, but {resource!r} is not among "
-                    f"{', '.join(sorted(k for k in resources if not k.startswith('node:')))}."
-                )
+
+
+def _check_named(name: str, role: Role | Shift | Trainer, resources: dict[str, float]) -> None:
+    wanted = dict(role.resources)
+    if role.accelerator_type:
+        wanted[f"accelerator_type:{role.accelerator_type}"] = 0.001
+    for resource, amount in wanted.items():
+        if resources.get(resource, 0.0) < amount:
+            raise ConfigError(
+                f"`{name}` must ask for resources that the cluster has, but {resource!r} is not among "
+                f"{', '.join(sorted(k for k in resources if not k.startswith('node:')))}."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,11 @@ class RunContext:
 
 
 class StageCall:
-    """The class that Ray Data makes actors of: builds the named stage of `ddil_ray.runtime.stages` in the actor."""
+    """The class that Ray Data makes actors of: builds a stage, named as `module.path:Class`, in the actor."""
 
     def __init__(self, stage: str, *arguments: Any) -> None:
-        from ddil_ray.runtime import stages
-
-        self._stage = getattr(stages, stage)(*arguments)
+        module, _, name = stage.partition(":")
+        self._stage = getattr(importlib.import_module(module), name)(*arguments)
 
     def __call__(self, batch: Columns) -> Columns:
         """One batch through the stage."""

@@ -18,6 +18,7 @@ import psutil
 
 from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
+from ddil_ray.evaluation import check_instruments
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, connected, with_gpu_shares
@@ -109,8 +110,9 @@ def distill(
         RunFailedError: training failed; what was saved is there, and `--resume` goes on.
         RunStoppedError: a signal came; a last checkpoint is there.
     """
-    recipe, view = Recipe(config), view or View()
-    made = recipe.ingredients()
+    view, made = view or View(), Recipe(config).ingredients()
+    if config.evaluation.enabled and benchmark is None:
+        check_instruments(config.evaluation, made.data)
     folder = RunFolder(config.output, config.name)
     if folder.has("checkpoints") and not resume:
         raise ConfigError(
@@ -133,8 +135,8 @@ def distill(
             fitted = _fitted(config)
             tracker.start()
             rounds = _train(fitted, made, folder, view)
-        view.say("Trained; measuring and writing the results.")
-        result = _results(recipe, made, rounds, folder, benchmark, tracker.tracker.look())
+            view.say("Trained; measuring and writing the results.")
+            result = _results(fitted, made, rounds, folder, benchmark, tracker.tracker.look())
         status = "finished"
     except RunStoppedError:
         status = "stopped"
@@ -341,20 +343,38 @@ def _results(
     look: str,
 ) -> RunResult:
     """Export, measure and report."""
-    from ddil_ray.results import export_students, new_benchmark, run_report, samplers_of, scores
+    from ddil_ray.results import (
+        classes_of,
+        export_students,
+        new_benchmark,
+        run_report,
+        samplers_of,
+        save_grids,
+        scores_of,
+    )
+    from ddil_ray.runtime.evaluation import measure_on_ray
 
     export_students(recipe, made, rounds, folder.local)
-    grids, measured, about = folder.local / "samples", {}, {}
+    grids, measured, classes, about = folder.local / "samples", {}, {}, {}
     if recipe.config.evaluation.enabled:
         benchmark = benchmark or new_benchmark(recipe, made)
         about = benchmark.describe()
-        measured = scores(benchmark, samplers_of(recipe, made, rounds), grids)
+        found = measure_on_ray(benchmark, samplers_of(recipe, made, rounds), recipe.config.evaluation)
+        measured, classes = scores_of(found), classes_of(found)
+        save_grids(found, grids)
     records = read_journal(folder.local / "metrics.jsonl")
     last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
     shift: dict[str, float] = next((r for r in reversed(records) if "rollout/nonfinite" in r), {})
-    write_json(folder.local / "metrics.json", {"scores": measured, "about": about, "training": last, "shift": shift})
+    content = {"scores": measured, "classes": classes, "about": about, "training": last, "shift": shift}
+    write_json(folder.local / "metrics.json", content)
     run_report(
-        folder.local / "report.html", recipe=recipe, records=records, measured=measured, about=about, grids=grids
+        folder.local / "report.html",
+        recipe=recipe,
+        records=records,
+        measured=measured,
+        classes=classes,
+        about=about,
+        grids=grids,
     )
     folder.sync()
     return RunResult(folder.url, rounds, measured, look)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ddil_ray.config import Role
     from ddil_ray.states.batch import Origin
 
-__all__ = ["StreamSplit", "stream_factory"]
+__all__ = ["StreamSplit", "actor_pool", "stream_factory"]
 
 
 def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
@@ -37,16 +37,16 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
         role = recipe.role_of(origin)
         dataset = from_blocks(requests).map_batches(
             StageCall,
-            fn_constructor_args=("StateStage", context, int(origin), incarnation),
+            fn_constructor_args=("ddil_ray.runtime.stages:StateStage", context, int(origin), incarnation),
             batch_size=1,
-            **_pool(role),
+            **actor_pool(role),
         )
         if recipe.config.labels.placement == "pool":
             dataset = dataset.map_batches(
                 StageCall,
-                fn_constructor_args=("LabelStage", context),
+                fn_constructor_args=("ddil_ray.runtime.stages:LabelStage", context),
                 batch_size=recipe.rows_per_block(origin),
-                **_pool(recipe.config.labels),
+                **actor_pool(recipe.config.labels),
             )
         dataset.set_name(origin.label)
         _configure(dataset)
@@ -55,7 +55,7 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
     return build
 
 
-def _pool(role: Role) -> dict[str, Any]:
+def actor_pool(role: Role) -> dict[str, Any]:
     """map_batches arguments that size a pool of actors."""
     low, high = role.bounds
     size = {"size": low} if low == high else {"min_size": low, "max_size": high}

@@ -43,6 +43,11 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
         (["distill", "digits-pd", "teacher.model=/nowhere/else", "--dry-run"], "`teacher.model`"),
         (["distill", "digits-pd", "trainer.batch_size=4096", "--dry-run"], "at least one batch of 4096 images"),
         (["distill", "digits-pd", "replay.max_staleness=1", "--dry-run"], "`replay.max_staleness` must be at least"),
+        (["distill", "digits-pd", "evaluation.features=/nowhere", "--dry-run"], "`evaluation.features` must be auto"),
+        (
+            ["distill", "digits-pd", "evaluation.prompts=[a,b]", "--dry-run"],
+            "`evaluation.prompts` must have one prompt",
+        ),
         (["distill"], "CONFIG must be given"),
         (["distill", "--resume", "/nowhere/run"], "/nowhere/run/config.yaml"),
         (["distill", "digits-pd", "output=/proc/no", "teacher.guidance=0"], "`output` must be a folder"),
@@ -69,6 +74,8 @@ def test_bad_input_is_one_message_and_exit_code_two(capsys, arguments, expected)
     assert "Traceback" not in out + err
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
     code, out, _ = _run(capsys, "train-teacher", "digits-teacher", *FAST_TEACHER, f"output={run_dir}", "--json")
     assert code == 0
@@ -82,11 +89,15 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
         "evaluation.steps=[1,2]", "evaluation.teacher_steps=4", "--out", tmp_path / "evaluation", "--json",
     )  # fmt: skip
     assert code == 0
-    scores = json.loads(out)["scores"]
+    found = json.loads(out)
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == {"model": teacher, **found}
+    scores = found["scores"]
     assert set(scores) == {"model", "teacher"}
+    assert [row["class"] for row in found["classes"]["model"]["2"]] == list(range(10))
     assert set(scores["model"]["2"]) >= {"frechet_data", "frechet_teacher", "coverage", "paired_error"}
     page = (tmp_path / "evaluation" / "report.html").read_text()
     assert "data:image/png;base64," in page
+    assert "Scores by class" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "")
     assert _run(capsys, "train-teacher", "digits-teacher", *FAST_TEACHER, f"output={run_dir}")[0] == 2
 

@@ -69,3 +69,15 @@ def test_measuring_covariate_shift_asks_for_an_actor_of_its_own():
     assert _gpus(config) == dict.fromkeys(["trainer", "forward_states", "student_rollouts", "shift"], 0.25)
     with pytest.raises(ConfigError, match=r"need 5 CPUs and it has 4.*shift 1 x 2"):
         check_fits(config, {"CPU": 4, "GPU": 1})
+
+
+def test_actors_that_measure_have_the_cluster_to_themselves():
+    config = small_run(evaluation={"enabled": True, "num_actors": 4}, states=THREE_SOURCES)
+    assert (
+        with_gpu_shares(config, gpus=1).evaluation.num_gpus == 0.25
+    )  # of one GPU, which four training roles share too
+    assert with_gpu_shares(config, gpus=8).evaluation.num_gpus == 1.0
+    check_fits(with_gpu_shares(config, gpus=0), {"CPU": 4})  # not the sum of both
+    more = with_gpu_shares(small_run(evaluation={"enabled": True, "num_actors": 6}), gpus=0)
+    with pytest.raises(ConfigError, match=r"need 6 CPUs and it has 4 instead \(evaluation 6 x 1\)"):
+        check_fits(more, {"CPU": 4})

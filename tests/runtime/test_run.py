@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from runs import DMD2, PD, THREE_SOURCES, small_run
+from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.run import distill, resumed_config
@@ -149,30 +145,6 @@ def test_two_workers_share_the_critic_of_distribution_matching(run_dir):
     assert state["optimizers"]["student"]["adam"]["state"][0]["step"] == 10
 
 
-def _when(condition, act, timeout_s=120):
-    """Do `act` in a thread once `condition` holds; the future tells that it was done."""
-
-    def watch():
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        act()
-        return True
-
-    return ThreadPoolExecutor(1).submit(watch)
-
-
-def _kill(title):
-    """Kill one process of this session's Ray by what Ray calls it."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(title in part for part in process.cmdline()):
-                process.kill()
-                return
-    raise AssertionError(f"no process {title!r}")
-
-
 def _reached(config, step):
     return lambda: any(r["step"] >= step for r in _training(config))
 
@@ -183,7 +155,7 @@ def _long(**changes):
 
 def test_consistency_distillation_survives_a_killed_rollout_actor_and_loses_nothing(run_dir):
     config = _long(output=run_dir, states=THREE_SOURCES, evaluation=EVALUATION)
-    killed = _when(_reached(config, 20), lambda: _kill("ray::MapWorker"))
+    killed = when(_reached(config, 20), lambda: kill("ray::MapWorker"))
     _check_folder(distill(config))
     assert killed.result()
     assert [r["step"] for r in _training(config)] == list(range(2, 151, 2))
@@ -193,7 +165,7 @@ def test_consistency_distillation_survives_a_killed_rollout_actor_and_loses_noth
 @pytest.mark.slow
 def test_a_killed_trainer_goes_on_from_its_checkpoint(run_dir):
     config = _long(output=run_dir)
-    killed = _when(_reached(config, 60), lambda: _kill("ray::RayTrainWorker"))
+    killed = when(_reached(config, 60), lambda: kill("ray::RayTrainWorker"))
     distill(config)
     assert killed.result()
     steps = [r["step"] for r in _training(config)]
@@ -204,7 +176,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(run_dir):
 
 def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir):
     config = _long(output=run_dir, objective=PD, states=THREE_SOURCES)
-    _when(_reached(config, 170), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    when(_reached(config, 170), lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(RunStoppedError, match=r"SIGTERM after step \d+ of 300.*--resume") as stopped:
         distill(config)
     assert stopped.value.exit_code == 143

@@ -1,16 +1,15 @@
-"""A feature network trained on the spot, so that distances need no download."""
+"""Kind `auto`: a classifier trained on the data on the spot, so that distances need no download."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
 from ddil_ray.data import ImageData
+from ddil_ray.evaluation.features.network import FeatureNetwork
 
-__all__ = ["FeatureNetwork", "train_features"]
+__all__ = ["train_features"]
 
 
 class _Classifier(nn.Module):
@@ -32,20 +31,6 @@ class _Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(F.relu(self.body(images)))
         return logits
-
-
-@dataclass(frozen=True)
-class FeatureNetwork:
-    """Images to 64 features."""
-
-    body: nn.Module
-    name: str
-    """What it is, to be printed beside every score."""
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 64) float64 features of (N, C, H, W) images in [-1, 1]."""
-        return torch.cat([self.body(part).double() for part in images.float().split(512)])
 
 
 def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> FeatureNetwork:

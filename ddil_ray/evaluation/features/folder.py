@@ -1,0 +1,59 @@
+"""Kind folder: a vision model that transformers saved, as a feature network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.evaluation.preprocess import Preprocessing, load_preprocessing
+
+__all__ = ["load_folder"]
+
+
+class _Pooled(nn.Module):
+    """A vision model's pooled output; the mean over positions where it has none."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model, self.preprocessing = model, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Any = self.model(pixel_values=self.preprocessing(images))
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
+
+
+def load_folder(folder: str) -> tuple[nn.Module, int]:
+    """The vision model in `folder` with its own preprocessing, and the pixels it resizes images to.
+
+    Raises:
+        ConfigError: no such folder, transformers is not installed, or it cannot load the folder (safetensors only).
+    """
+    if not Path(folder).is_dir():
+        raise ConfigError(
+            f"`evaluation.features` must be auto, inception, `module.path:factory` or the folder of a transformers "
+            f"vision model, but is {folder!r} instead, and there is no such folder."
+        )
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise ConfigError(
+            "`evaluation.features` must be a network that is installed, but a folder needs transformers, which is "
+            "missing. Run `pip install 'ddil-ray[transformers]'`."
+        ) from error
+    preprocessing = load_preprocessing(folder, field="evaluation.features")
+    try:
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"`evaluation.features` must be a folder that transformers' AutoModel can load, with safetensors weights, "
+            f"but {folder} failed: {first_line(error)}"
+        ) from error
+    model = getattr(model, "vision_model", model)  # of a model of images and texts, the images' part
+    return _Pooled(model, preprocessing), preprocessing.size
