@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
@@ -16,11 +11,9 @@ from ddil_ray.evaluation.energy import energy_distance
 
 __all__ = [
     "FrechetTo",
-    "PairedDifference",
     "energy_distance",
     "frechet_distance",
     "kernel_distance",
-    "paired_difference",
     "paired_errors",
     "vendi_score",
 ]
@@ -102,30 +95,3 @@ def vendi_score(features: Tensor) -> float:
 def paired_errors(student: Tensor, teacher: Tensor) -> Tensor:
     """(N,) float64 mean squared differences of samples (N, ...) that started from the same noises."""
     return (student - teacher).double().square().flatten(1).mean(1)
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """How two arms differ over seeds."""
-
-    ratio: float
-    """Mean of the second arm over mean of the first."""
-    low: float
-    high: float
-    """95 % confidence interval of the mean per-seed ratio, by Student's t."""
-    better: int
-    """Seeds where the second arm is lower."""
-    seeds: int
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    """Second arm against first, seed by seed; at least two seeds."""
-    ratios = np.asarray(second) / np.asarray(first)
-    half = stats.t.ppf(0.975, len(ratios) - 1) * stats.sem(ratios)
-    return PairedDifference(
-        ratio=float(ratios.mean()),
-        low=float(ratios.mean() - half),
-        high=float(ratios.mean() + half),
-        better=int((ratios < 1).sum()),
-        seeds=len(ratios),
-    )

@@ -13,8 +13,6 @@ from ddil_ray.evaluation.metrics import (
     energy_distance,
     frechet_distance,
     kernel_distance,
-    paired_difference,
-    paired_errors,
     vendi_score,
 )
 
@@ -84,11 +82,3 @@ def test_energy_distance_is_zero_for_one_law_and_grows_with_the_shift():
     assert abs(energy_distance(a, _normal(800, seed=1))) < 0.06
     shifts = [energy_distance(a, _normal(800, mean=m, seed=1)) for m in (0.3, 1.0, 3.0)]
     assert 0.06 < shifts[0] < shifts[1] < shifts[2]
-
-
-def test_paired_statistics():
-    assert paired_errors(torch.zeros(2, 3), torch.tensor([[2.0, 2, 2], [3, 0, 0]])).tolist() == [4.0, 3.0]
-    difference = paired_difference([1.0, 2.0, 4.0], [0.5, 1.1, 1.9])
-    assert difference.ratio == pytest.approx((0.5 + 0.55 + 0.475) / 3)
-    assert difference.low < difference.ratio < difference.high < 1
-    assert (difference.better, difference.seeds) == (3, 3)
