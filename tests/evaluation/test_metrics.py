@@ -13,6 +13,7 @@ from ddil_ray.evaluation.metrics import (
     energy_distance,
     frechet_distance,
     kernel_distance,
+    paired_errors,
     vendi_score,
 )
 
@@ -82,3 +83,7 @@ def test_energy_distance_is_zero_for_one_law_and_grows_with_the_shift():
     assert abs(energy_distance(a, _normal(800, seed=1))) < 0.06
     shifts = [energy_distance(a, _normal(800, mean=m, seed=1)) for m in (0.3, 1.0, 3.0)]
     assert 0.06 < shifts[0] < shifts[1] < shifts[2]
+
+
+def test_paired_errors_are_mean_squares_per_sample():
+    assert paired_errors(torch.zeros(2, 3), torch.tensor([[2.0, 2, 2], [3, 0, 0]])).tolist() == [4.0, 3.0]
