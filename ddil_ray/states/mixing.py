@@ -52,8 +52,11 @@ def takeover(bound: float, rule: Choose) -> Choose:
     target, so the difference is the student's error; a consistency student looks further ahead than the teacher's next
     stage, so that some difference is no error there. Costs the teacher's passes for every step, not only for its own.
 
-    The rule is ours. SafeDAgger (Zhang and Cho 2016, arXiv:1605.06450) bounds the same deviation, but predicts it with
-    a network, and hands back to the student where it is small again.
+    For scale: distilling the shipped digits teacher from 8 steps to 4, the median was .35, .27, .16 at the three stages
+    for the untrained copy and .11, .12, .08 after 200 steps.
+
+    The rule is ours. SafeDAgger (Zhang and Cho 2016, arXiv:1605.06450) bounds a like deviation, but predicts with a
+    network whether it is exceeded, and decides anew at every state.
     """
     taken = torch.empty(0, dtype=torch.bool)
 
