@@ -138,8 +138,8 @@ def test_two_workers_share_the_critic_of_distribution_matching(run_dir):
     records = _training(config)
     assert records[-1]["step"] == 20
     assert all("critic/loss" in r and "gan/critic_loss" in r for r in records)
-    checkpoint = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*"))[-1]
-    state = torch.load(checkpoint / "learner.pt", weights_only=True)["learner"]
+    checkpoint = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*/learner.pt"))[-1]
+    state = torch.load(checkpoint, weights_only=True)["learner"]
     assert state["objective"]["iteration"] == 20
     assert state["optimizers"]["critic"]["adam"]["state"][0]["step"] == 20
     assert state["optimizers"]["student"]["adam"]["state"][0]["step"] == 10
