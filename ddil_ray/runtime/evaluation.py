@@ -6,8 +6,10 @@ back of a block is rows of features and errors, and the first few images.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from ray.data.read_api import from_blocks
 from torch import Tensor
 
 from ddil_ray.config.groups import Evaluation
-from ddil_ray.errors import RunFailedError
+from ddil_ray.errors import RunFailedError, first_line
 from ddil_ray.evaluation import Benchmark, Measurements
 from ddil_ray.evaluation.maker import BlockMaker, BlockRows, Samplers
 from ddil_ray.runtime.context import Columns, StageCall
@@ -29,6 +31,13 @@ from ddil_ray.runtime.streams import actor_pool
 __all__ = ["BlockStage", "measure_on_ray"]
 
 _DATA, _SAMPLES = "data", "samples"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """In place of a result: the error that an actor met."""
+
+    error: str
 
 
 class BlockStage:
@@ -52,7 +61,12 @@ class BlockStage:
     def __call__(self, batch: Columns) -> Columns:
         """One row for a request (part, block): the result, pickled, since its parts differ in length."""
         ((part,), (block,)) = batch["part"].tolist(), batch["block"].tolist()
-        made = self._data_features(block) if part == _DATA else self._maker.block(block, self._samplers)
+        made: BlockRows | Tensor | _Failure
+        try:
+            made = self._data_features(block) if part == _DATA else self._maker.block(block, self._samplers)
+        except Exception as error:  # told as a result: of a raised one Ray passes on its own wrapping only
+            logging.getLogger(__name__).exception("Block %d of the %s cannot be made.", block, part)
+            made = _Failure(repr(error))
         return {"part": batch["part"], "block": batch["block"], "made": np.array([pickle.dumps(made)], dtype=object)}
 
     def _data_features(self, block: int) -> Tensor:
@@ -76,19 +90,17 @@ def measure_on_ray(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -
     try:
         made = dict(_rows(_dataset(requests, work, role)))
     except ray.exceptions.RayError as error:
-        raise RunFailedError(
-            f"Measuring failed: {_root(error)!r}. Students are exported before they are measured: look at "
-            "`evaluation`, and measure them with `ddil-ray evaluate`."
-        ) from error
+        raise _failed(first_line(error)) from error
     blocks: list[BlockRows] = [made[request] for request in requests if request[0] == _SAMPLES]
     features: list[Tensor] = [made[request] for request in requests if request[0] == _DATA]
     return benchmark.collect(blocks, torch.cat(features))
 
 
-def _root(error: BaseException) -> BaseException:
-    """The error that an actor met, beneath Ray's."""
-    cause = getattr(error, "cause", None) or error.__cause__
-    return error if cause is None else _root(cause)
+def _failed(error: str) -> RunFailedError:
+    return RunFailedError(
+        f"Measuring failed: {error}. Students are exported before they are measured: mend `evaluation`, and measure "
+        "them with `ddil-ray evaluate`."
+    )
 
 
 def _dataset(requests: list[tuple[str, int]], work: list[Any], role: Evaluation) -> Dataset:
@@ -110,5 +122,8 @@ def _rows(dataset: Dataset) -> Iterator[tuple[tuple[str, int], Any]]:
     # A process of Ray's runs the stream: from this one its errors would reach the terminal that Ray recovers from.
     (stream,) = dataset.streaming_split(1)
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
-        for part, block, made in zip(batch["part"], batch["block"], batch["made"], strict=True):
-            yield (str(part), int(block)), pickle.loads(made)
+        for part, block, pickled in zip(batch["part"], batch["block"], batch["made"], strict=True):
+            made = pickle.loads(pickled)
+            if isinstance(made, _Failure):
+                raise _failed(made.error)
+            yield (str(part), int(block)), made
