@@ -124,4 +124,12 @@ def new_model() -> DiffusionModel:
         torch.manual_seed(0)
         network = PatchUNet()
     shape = (CHANNELS, SIZE, SIZE)
-    return DiffusionModel(network, Prediction.V, CosineVP(), shape, num_conditions=CLASSES + 1, null_cond=CLASSES)
+    return DiffusionModel(
+        network,
+        Prediction.V,
+        CosineVP(),
+        shape,
+        num_conditions=CLASSES + 1,
+        null_cond=CLASSES,
+        bottleneck="middle",
+    )
