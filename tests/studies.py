@@ -74,7 +74,7 @@ def made_up_outcome(group, arm, seed, *, scale=1.0, quarters=EVEN):
         batch_size=64,
         reuse=1,
         seconds={"rollout": scale, "label": 2.0 * scale, "train": 5.0 + generator.random()},
-        about={"num_samples": 1000, "features": "64 features of a digits classifier"},
+        about={"num_samples": 1000, "features": "64 features of a classifier of digits"},
         pictures={name: _picture(generator) for name in ("teacher-reference", *(f"student-{n}-steps" for n in STEPS))},
         where=f"runs/{arm}/seed-{seed}",
     )

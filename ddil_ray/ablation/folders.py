@@ -17,8 +17,10 @@ from ddil_ray.tracking.journal import parse_records
 
 __all__ = ["study_of"]
 
-_NOT_THE_ARM = ("name", "seed", "output")
-"""Settings in which runs of one arm may differ."""
+_NOT_THE_ARM = {"name", "seed", "output", "tracking", "checkpoint", "shift", "max_failures", "placement"} | {
+    "num_actors", "num_cpus", "num_gpus", "accelerator_type", "resources"
+}  # fmt: skip
+"""Parts of dotted settings in which runs of one arm may differ: what they are called, and where and how they ran."""
 _REFERENCE = ("evaluation.", "teacher.", "data.", "student.guidance")
 """Settings, by their beginnings, that say what scores are measured against."""
 _FREE = ("evaluation.steps",)
@@ -38,7 +40,7 @@ class _Run:
     @property
     def arm_settings(self) -> dict[str, str]:
         """Dotted settings that make its arm."""
-        return {k: v for k, v in flatten(self.config).items() if k not in _NOT_THE_ARM}
+        return {k: v for k, v in flatten(self.config).items() if _NOT_THE_ARM.isdisjoint(k.split("."))}
 
 
 def study_of(urls: Sequence[str]) -> Study:

@@ -12,6 +12,7 @@ from ddil_ray.config import AblationConfig, ConfigTree, RunConfig, config_hash
 from ddil_ray.config.ablation import slug
 from ddil_ray.data import ImageData
 from ddil_ray.errors import ConfigError, DdilError
+from ddil_ray.evaluation.instruments import check_instruments
 from ddil_ray.models import DiffusionModel
 from ddil_ray.training.recipe import Recipe
 
@@ -108,6 +109,7 @@ def check_runs(runs: list[GridRun]) -> None:
         teacher, data = read.get(key, (None, None))
         made = Recipe(config).ingredients(teacher=teacher, data=data)
         read[key] = made.teacher, made.data
+        check_instruments(config.evaluation, made.data)
 
     once = {tuple(run.options.values()): run for run in reversed(runs)}
     problems = ((", ".join(options), _problem(check, run)) for options, run in once.items())

@@ -37,7 +37,7 @@ class Workbench:
     """Runs one after another; teachers, data and references are made once and kept."""
 
     device: torch.device | str = "cpu"
-    """Of training."""
+    """Of training and of measuring."""
     _references: dict[str, _Reference] = field(default_factory=dict)
 
     def run(self, run: GridRun) -> Outcome:
@@ -54,9 +54,10 @@ class Workbench:
             teacher=reference.made.teacher if same_teacher else None, data=reference.made.data if same_data else None
         )
         result = distill_inline(recipe, teacher=made.teacher, data=made.data, device=self.device)
-        students = {"student": samplers_of(recipe, made, result.rounds)["student"]}
+        students = samplers_of(recipe, made, result.rounds)["student"]
+        on_device = {"student": {steps: sampler.to(self.device) for steps, sampler in students.items()}}
         with tempfile.TemporaryDirectory() as folder:
-            measured = scores(reference.benchmark, students, Path(folder))
+            measured = scores(reference.benchmark, on_device, Path(folder))
             pictures = _pictures(Path(folder))
         return Outcome(
             group=run.group,
@@ -77,6 +78,7 @@ class Workbench:
         if key not in self._references:
             made = recipe.ingredients()
             benchmark = new_benchmark(recipe, made)
+            benchmark.maker = benchmark.maker.to(self.device)
             with tempfile.TemporaryDirectory() as folder:
                 measured = scores(benchmark, {"teacher": teacher_samplers(recipe, made)}, Path(folder))
                 self._references[key] = _Reference(made, benchmark, measured, _pictures(Path(folder)))

@@ -109,7 +109,7 @@ class DistributionMatching:
     ) -> None:
         self.schedule, self.threshold = schedule, threshold or NoThreshold()
         self.student_steps, self.student_every = student_steps, student_every
-        self.time_range, self.critic_lr = time_range, critic_lr
+        self.time_range, self.critic_lr = (max(time_range[0], schedule.earliest), time_range[1]), critic_lr
         self.gan_weight, self.critic_gan_weight = gan_weight, critic_gan_weight
         self.gan_layer = gan_layer if gan_weight > 0 else None
         self.most_steps: int | None = student_steps

@@ -131,6 +131,7 @@ def distill_inline(
         teacher = teacher.copy()
         teacher.network.to(device)
     student = student or recipe.student_of(teacher)
+    student.network.to(device)
     maker = _maker(recipe, made, teacher, student, device)
     assert maker.expert is not None
     hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,14 +88,15 @@ class Learner:
             with contextlib.nullcontext() if i == len(parts) - 1 else self._no_sync():
                 outputs.append(self._backward(batch[rows], len(rows) / len(batch), generator))
         metrics = {**outputs[-1].metrics, **_by_origin(batch), "lr": self.optimizers["student"].lr}
+        _check_finite(outputs)
         losses = [output.per_row for output in outputs if output.per_row is not None]
         if losses:
-            metrics |= _losses_by_origin(_finite(torch.cat(losses)), batch)
+            metrics |= _losses_by_origin(torch.cat(losses), batch)
             metrics["grad_norm"] = self.optimizers["student"].step()
             self.ema.update_parameters(self.student.network)
-        criticism = [output.critic_loss.detach()[None] for output in outputs if output.critic_loss is not None]
+        criticism = [float(output.critic_loss.detach()) for output in outputs if output.critic_loss is not None]
         if criticism:
-            metrics["critic/loss"] = float(_finite(torch.cat(criticism)).mean())
+            metrics["critic/loss"] = sum(criticism) / len(criticism)
             metrics["critic/grad_norm"] = self.optimizers["critic"].step()
         for optimizer in self.optimizers.values():
             optimizer.advance()
@@ -154,14 +155,20 @@ def round_models(student: DiffusionModel, rounds: Mapping[int, dict[str, torch.T
     return models
 
 
-def _finite(losses: torch.Tensor) -> torch.Tensor:
-    """`losses` (n,), which must be finite."""
-    if not bool(losses.isfinite().all()):
-        raise RunFailedError(
-            f"The loss must stay finite, but {int((~losses.isfinite()).sum())} of {len(losses)} rows gave NaN or "
-            "infinity. Lower `trainer.lr`, or use precision fp32; the last checkpoint is unharmed."
-        )
-    return losses
+def _check_finite(outputs: Sequence[LossOutput]) -> None:
+    """Before anything moves: no row's loss, and no sum of losses, may be NaN or infinite."""
+    parts = {
+        "rows": [o.per_row for o in outputs if o.per_row is not None],
+        "losses of the student": [o.loss.detach()[None] for o in outputs if o.loss is not None],
+        "losses of the critic": [o.critic_loss.detach()[None] for o in outputs if o.critic_loss is not None],
+    }
+    for what, tensors in parts.items():
+        wrong = [not ok for tensor in tensors for ok in tensor.isfinite().tolist()]
+        if any(wrong):
+            raise RunFailedError(
+                f"The loss must stay finite, but {sum(wrong)} of {len(wrong)} {what} gave NaN or infinity. Lower "
+                "`trainer.lr`, or use precision fp32; the last checkpoint is unharmed."
+            )
 
 
 def _losses_by_origin(losses: torch.Tensor, batch: StateBatch) -> dict[str, float]:

@@ -199,6 +199,8 @@ class _Window:
     rows: int = 0
     metrics: dict[str, list[float]] = field(default_factory=dict)
     staleness: list[torch.Tensor] = field(default_factory=list)
+    loss: float | None = None
+    """Of the last record; stands in where the student rested all the while."""
 
     def add(self, batch: StateBatch, metrics: dict[str, float], staleness: torch.Tensor) -> None:
         self.rows += len(batch)
@@ -209,7 +211,12 @@ class _Window:
     def record(self, loop: TrainingLoop, phase: int) -> dict[str, float]:
         now = time.perf_counter()
         seconds = max(now - self.started, 1e-9)
-        record = {name: sum(values) / len(values) for name, values in self.metrics.items()}
+        # A source without rows in a step has a share of 0 there, and no other figure.
+        over = {name: len(self.staleness) if name.startswith("states/share_") else None for name in self.metrics}
+        record = {name: sum(values) / (over[name] or len(values)) for name, values in self.metrics.items()}
+        self.loss = record.get("loss", self.loss)
+        if self.loss is not None:
+            record["loss"] = self.loss
         record |= {"step": loop.step, "total_steps": loop.total_steps, "phase": phase}
         record["throughput/samples_per_s"] = self.rows / seconds
         record["trainer/stall_share"] = min(1.0, loop.take_waited_s() / seconds)

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ddil_ray.config import Role, RunConfig
@@ -88,7 +89,8 @@ class Recipe:
         """The method, for `teacher`; `images` calibrate a threshold that is per channel.
 
         Raises:
-            ConfigError: a discriminator that is to read a layer which the teacher's network does not have.
+            ConfigError: a discriminator that is to read what is no layer of the teacher's network, or a grid of times
+                that diffusers' scheduler would not sample the student at.
         """
         config = self.config.objective
         settings = config.model_dump(exclude={"type", "guidance_embedding"})
@@ -96,7 +98,9 @@ class Recipe:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
         if config.type == "dmd2" and config.gan_weight > 0:
             settings["gan_layer"] = _discriminated_layer(teacher, config.gan_layer)
-        return OBJECTIVES[config.type](teacher.schedule, threshold=self.target_threshold(images), **settings)
+        objective = OBJECTIVES[config.type](teacher.schedule, threshold=self.target_threshold(images), **settings)
+        _check_exported_grid(config.type, objective, teacher)
+        return objective
 
     def role_of(self, origin: Origin) -> Role:
         """The config group that sizes the actors of `origin`."""
@@ -295,7 +299,42 @@ def _discriminated_layer(teacher: DiffusionModel, chosen: str | None) -> str:
             f"`objective.gan_layer` must be a submodule of the teacher's network, but is {layer!r} instead. "
             f"The closest are {', '.join(close)}."
         )
+    if not _gives_features(teacher, layer):
+        raise ConfigError(
+            f"`objective.gan_layer` must be a submodule that is called with every image and gives a tensor of features "
+            f"(B, ..., C), but {layer!r} does not. Name a block, such as the last one before the network widens again."
+        )
     return layer
+
+
+@torch.no_grad()
+def _gives_features(teacher: DiffusionModel, layer: str) -> bool:
+    """Whether a pass of one row brings a tensor of features out of `layer`."""
+    seen: list[object] = []
+    hook = teacher.network.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2]))
+    zeros = torch.zeros(1, device=next(teacher.network.parameters()).device)
+    x_t = torch.zeros(1, *teacher.sample_shape, device=zeros.device)
+    try:
+        teacher.network(x_t, zeros, zeros.long(), zeros)
+    finally:
+        hook.remove()
+    features = seen[-1][0] if seen and isinstance(seen[-1], tuple) else seen[-1] if seen else None
+    return isinstance(features, Tensor) and features.ndim >= 2 and len(features) == 1
+
+
+def _check_exported_grid(kind: str, objective: Objective, teacher: DiffusionModel) -> None:
+    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly."""
+    if objective.lcm_scheduler is None or not teacher.scheduler_config:
+        return
+    grid = int(objective.lcm_scheduler["original_inference_steps"])
+    timesteps = int(teacher.scheduler_config.get("num_train_timesteps", 1000))
+    if timesteps % grid:
+        setting = "solver_steps" if kind == "lcm" else "student_steps"
+        fits = max(n for n in range(1, grid) if timesteps % n == 0)
+        raise ConfigError(
+            f"`objective.{setting}` must divide the teacher's {timesteps} timesteps, or diffusers would sample the "
+            f"student at other times than it was trained at, but is {grid} instead. The nearest below is {fits}."
+        )
 
 
 def _prior(value: object) -> Prior:

@@ -136,6 +136,8 @@ class ShiftProbe:
         self._phase, self._expert = phase, _InParts(expert, self.batch_size)
         rows, stages = self.rows, phase.stages[:-1]
         noised = [add_noise(rows.x_0, rows.eps, self._times(t), self.schedule) for t in stages.tolist()]
+        if phase.pure_noise:
+            noised[0] = rows.eps
         self._forward = [*noised, rows.x_0]
         self._forward_answers = [self._answer(x_t, step) for step, x_t in enumerate(noised)]
 

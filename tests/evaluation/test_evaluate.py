@@ -70,7 +70,7 @@ def test_classes_are_as_frequent_as_in_the_data(benchmark):
 
 def test_a_reader_is_told_what_was_measured_how(benchmark):
     about = benchmark.describe()
-    assert "digits classifier" in about["features"]
+    assert "classifier of digits" in about["features"]
     assert {k: about[k] for k in ("num_samples", "image_size", "resized", "k", "seed")} == {
         "num_samples": 64, "image_size": 8, "resized": False, "k": 5, "seed": 7
     }  # fmt: skip

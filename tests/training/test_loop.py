@@ -218,3 +218,13 @@ def test_averages_follow_their_closed_form():
     for _ in range(6):
         learner.ema.update_parameters(learner.student.network)
     torch.testing.assert_close(first.detach(), torch.full_like(first, 1 - 0.9**6))
+
+
+def test_shares_of_sources_count_the_steps_without_them():
+    """A student's share of .05 in batches of 8 is 0 or 1 rows: its mean over records is that of the plan."""
+    config = small_run(states={"forward": 0.95, "student": 0.05}, trainer={"steps": 100, "batch_size": 8})
+    recipe = Recipe(config)
+    records = [r for r in distill_inline(recipe).records if "states/share_student" in r]
+    (plan,) = recipe.plans(1)
+    rows = sum(plan.counts(n)[Origin.STUDENT] for n in range(100))
+    assert sum(r["states/share_student"] for r in records) * config.tracking.log_every == pytest.approx(rows / 8)

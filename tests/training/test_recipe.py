@@ -71,3 +71,26 @@ def test_the_bottleneck_of_a_known_family_needs_no_name():
 def test_no_discriminator_needs_no_layer():
     made = Recipe(small_run(objective={**DMD2, "gan_layer": None, "gan_weight": 0})).ingredients()
     assert made.objective.gan_layer is None
+
+
+@pytest.mark.parametrize("layer", ["unet.down_blocks", "unet.mid_block.attentions"])
+def test_a_submodule_without_features_is_refused_before_anything_starts(layer):
+    config = small_run(objective={**DMD2, "gan_layer": layer}, teacher={"model": "builtin:digits"})
+    with pytest.raises(ConfigError, match=f"called with every image .*'{layer}' does not"):
+        Recipe(config).ingredients()
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (
+            {**DMD2, "student_steps": 3, "gan_weight": 0},
+            r"`objective.student_steps` must divide .*is 3 .*below is 2",
+        ),
+        ({**LCM, "solver_steps": 30}, r"`objective.solver_steps` must divide .*but is 30 instead.*below is 25"),
+    ],
+)
+def test_grids_that_diffusers_would_round_are_refused(objective, expected):
+    config = small_run(objective=objective, teacher={"model": "builtin:digits"}, evaluation={"steps": [1]})
+    with pytest.raises(ConfigError, match=expected):
+        Recipe(config).ingredients()

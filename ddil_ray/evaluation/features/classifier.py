@@ -55,4 +55,5 @@ def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> Featu
         with torch.no_grad():
             hits = network(held_out.images).argmax(1) == held_out.labels
     accuracy = float(hits.double().mean())
-    return FeatureNetwork(network.body, f"64 features of a {data.name} classifier, {accuracy:.1%} on held-out images")
+    name = f"64 features of a classifier of {data.name}, {accuracy:.1%} on held-out images"
+    return FeatureNetwork(network.body, name)
