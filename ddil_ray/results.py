@@ -18,6 +18,7 @@ from ddil_ray.export import consistency_scheduler, save_model_folder
 from ddil_ray.models import DiffusionModel
 from ddil_ray.report import Figure, Table, line_chart, save_grid, shift_parts, write_page
 from ddil_ray.states.batch import Origin
+from ddil_ray.tracking.journal import training_records
 from ddil_ray.training.recipe import Ingredients, Recipe
 
 __all__ = [
@@ -231,9 +232,7 @@ def run_report(
 
 
 def _training_figures(records: Sequence[Record]) -> list[Figure | Table]:
-    # A run that went on from a checkpoint did some steps twice: the last time counts.
-    steps = list({r["step"]: r for r in records if "loss" in r}.values())
-    steps.sort(key=lambda r: r["step"])
+    steps = training_records(records)
 
     def series(prefix: str) -> dict[str, tuple[list[float], list[float]]]:
         names = sorted({k for r in steps for k in r if k.startswith(prefix)})
@@ -259,7 +258,7 @@ def _training_figures(records: Sequence[Record]) -> list[Figure | Table]:
     return figures
 
 
-def _time_shares(steps: Sequence[Record], origin: Origin) -> list[float]:
+def _time_shares(steps: Sequence[Mapping[str, float]], origin: Origin) -> list[float]:
     """Mean share of each quarter of t among the states of `origin`."""
     names = [f"states/t_{origin.label}/quarter_{quarter}" for quarter in (1, 2, 3, 4)]
     found = [r for r in steps if names[0] in r]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ddil_ray.tracking.journal import training_records
+
 __all__ = [
     "Interval",
     "LawDifference",
@@ -95,8 +97,7 @@ def time_counts(records: Sequence[Record], *, batch_size: int, reuse: int) -> li
         reuse: times each row is trained on.
     """
     counts, before = np.zeros(4), 0.0
-    # A run that went on from a checkpoint did some steps twice: the last time counts.
-    for record in sorted({r["step"]: r for r in records if "loss" in r}.values(), key=lambda r: r["step"]):
+    for record in training_records(records):
         rows = (record["step"] - before) * batch_size / reuse
         before = record["step"]
         for name, share in record.items():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["Journal", "parse_records", "read_after", "read_journal"]
+__all__ = ["Journal", "parse_records", "read_after", "read_journal", "training_records"]
 
 Record = dict[str, float]
 
@@ -53,3 +53,8 @@ def parse_records(content: bytes) -> list[Record]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def training_records(records: Iterable[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Those of training steps, in their order; of a step done again after a checkpoint the last time counts."""
+    return sorted({r["step"]: r for r in records if "loss" in r}.values(), key=lambda r: r["step"])
