@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import ConsistencyModelPipeline, DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
 
 from ddil_ray.models import DiffusionModel
-from ddil_ray.models.unet import UNetNetwork
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
 
@@ -29,10 +28,10 @@ license: other
 
 _PIPELINE_USAGE = """```python
 import torch
-from diffusers import ConsistencyModelPipeline
+from diffusers import DiffusionPipeline
 
-pipeline = ConsistencyModelPipeline.from_pretrained("path/to/this/folder")
-images = pipeline(batch_size=8, num_inference_steps={steps}{labels}, generator=torch.manual_seed(0)).images
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+images = pipeline({example}, generator=torch.manual_seed(0)).images
 ```
 """
 
@@ -73,22 +72,19 @@ def save_model_folder(
 
     Args:
         folder: made if it is not there.
-        model: family `unet` becomes a ConsistencyModelPipeline, which samples with DDIM and LCM schedulers alike and
-            takes `class_labels`; others become safetensors.
+        model: becomes a pipeline of its family; one without a family becomes safetensors.
         scheduler: of the pipeline; DDIM on the trailing grid by default.
         name, description, facts: for the card.
         steps: number of steps in the card's example.
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    network = model.network
-    if isinstance(network, UNetNetwork):
-        pipeline = ConsistencyModelPipeline(unet=network.plain_unet(w), scheduler=scheduler or ddim_scheduler(model))
-        pipeline.save_pretrained(folder)
-        labels = ", class_labels=[0] * 8" if model.num_conditions else ""
-        library, usage = "diffusers", _PIPELINE_USAGE.format(steps=steps, labels=labels)
+    if model.family is not None:
+        model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w).save_pretrained(folder)
+        example = model.family.example(model, steps=steps)
+        library, usage = "diffusers", _PIPELINE_USAGE.format(example=example)
     else:
-        save_model(network, str(folder / "model.safetensors"))
+        save_model(model.network, str(folder / "model.safetensors"))
         library, usage = "safetensors", _MODULE_USAGE
     table = "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items())
     (folder / "README.md").write_text(

@@ -101,7 +101,7 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
 def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:
     """What `recipe`'s students and teacher are measured against."""
     e = recipe.config.evaluation
-    reference = teacher_sampler(made.expert(), made.teacher.schedule, e.teacher_steps, w=recipe.student_guidance)
+    reference = teacher_sampler(made.expert(), made.teacher, e.teacher_steps, w=recipe.student_guidance)
     return Benchmark(
         made.data,
         reference=reference,
@@ -126,7 +126,7 @@ def samplers_of(
 def teacher_samplers(recipe: Recipe, made: Ingredients) -> dict[int, Sampler]:
     """The teacher's samplers at the steps that are evaluated."""
     steps, w = recipe.config.evaluation.steps, recipe.student_guidance
-    return {n: teacher_sampler(made.expert(), made.teacher.schedule, n, w=w) for n in steps}
+    return {n: teacher_sampler(made.expert(), made.teacher, n, w=w) for n in steps}
 
 
 def scores(benchmark: Benchmark, samplers: Mapping[str, Mapping[int, Sampler]], grids: Path | None = None) -> Scores:

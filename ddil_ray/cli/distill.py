@@ -63,7 +63,7 @@ def distill(
         table = score_table(result.scores, "Scores")
         print_table(table.caption, table.header, table.rows)
     steps, student = list(result.rounds.items())[-1]
-    loadable = student.family != "module"  # a factory's student is weights alone
+    loadable = student.family is not None  # a factory's student is weights alone
     print_lines(
         f"student  {result.folder}/student",
         f"report   {result.folder}/report.html",

@@ -51,6 +51,9 @@ class Teacher(Group):
     guidance: NonNegative | tuple[NonNegative, NonNegative] = Field(
         0.0, description="w of D_c + w (D_c - D_u), or a range [low, high]; 0 is no guidance"
     )
+    negative_prompt: str | None = Field(
+        None, description="D_u of a teacher of prompts; default: what its own pipeline takes"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Teacher:
@@ -70,11 +73,15 @@ class Student(Group):
 class Data(Group):
     """Training images."""
 
-    source: str = Field(description="`digits`, `emoji`, or a folder or Parquet file by path or fsspec URL")
-    format: Literal["auto", "builtin", "folder", "parquet"] = "auto"
+    source: str = Field(
+        description="`digits`, `emoji`, or by path or fsspec URL a folder of images, a Parquet file, or prepared data"
+    )
+    format: Literal["auto", "builtin", "folder", "parquet", "prepared"] = "auto"
     image_column: str = Field("image", description="Parquet column with the image")
     label_column: str | None = Field("label", description="Parquet column with the class id, or null")
     image_size: Count | None = Field(None, description="crop and resize to this many pixels")
+    bucket: str | None = Field(None, description="<height>x<width> of prepared data; default: the fullest")
+    prompt_cache_mib: Count = Field(512, description="prompt embeddings that one process keeps in memory")
 
 
 class Pd(Group):

@@ -15,6 +15,7 @@ from ddil_ray.data.emoji import load_emoji
 from ddil_ray.data.folder import load_folder
 from ddil_ray.data.images import ImageData, check_against_teacher, check_fills_batch
 from ddil_ray.data.parquet import load_parquet
+from ddil_ray.data.prepared import INDEX, load_prepared
 from ddil_ray.errors import DataError
 
 __all__ = ["BUILTIN", "ImageData", "check_against_teacher", "check_fills_batch", "load_images"]
@@ -42,7 +43,8 @@ def _builtin(source: str, **_: Any) -> ImageData:
 _LOADERS: dict[str, Callable[..., ImageData]] = {
     "builtin": _builtin,
     "folder": lambda source, image_size, **_: load_folder(source, image_size=image_size),
-    "parquet": load_parquet,
+    "parquet": lambda source, bucket, **columns: load_parquet(source, **columns),
+    "prepared": lambda source, bucket, **_: load_prepared(source, bucket=bucket),
 }
 
 
@@ -53,6 +55,7 @@ def load_images(
     image_column: str = "image",
     label_column: str | None = "label",
     image_size: int | None = None,
+    bucket: str | None = None,
 ) -> ImageData:
     """Read training images; see `ddil_ray.config.groups.Data`.
 
@@ -60,7 +63,7 @@ def load_images(
         DataError: anything wrong with them, in one message.
     """
     return _LOADERS[_detect(source) if format == "auto" else format](
-        source, image_column=image_column, label_column=label_column, image_size=image_size
+        source, image_column=image_column, label_column=label_column, image_size=image_size, bucket=bucket
     )
 
 
@@ -73,6 +76,8 @@ def _detect(source: str) -> str:
 
     try:
         fs, root = fsspec.core.url_to_fs(source)
+        if fs.exists(f"{root.rstrip('/')}/{INDEX}"):
+            return "prepared"
         return "parquet" if any(p.endswith(".parquet") for p in fs.find(root)) else "folder"
     except Exception:  # the loader explains
         return "folder"

@@ -1,13 +1,14 @@
-"""Labelled images in memory, and the checks that they fit a teacher."""
+"""Images, or latents of them, in memory with their conditions, and the checks that they fit a teacher."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ddil_ray.errors import DataError
+from ddil_ray.prompts import EmbeddingSource
 
 __all__ = ["ImageData", "check_against_teacher", "check_fills_batch"]
 
@@ -17,10 +18,14 @@ class ImageData:
     """Images that fit in memory, shared between processes once."""
 
     images: Tensor
-    """(N, C, H, W) float32 in [-1, 1]."""
+    """(N, C, H, W) float32: pixels in [-1, 1], or latents. N is 0 where there are prompts alone."""
     labels: Tensor
-    """(N,) int64 class ids from 0; all -1 where there are none."""
+    """(N,) int64 class ids from 0, all -1 where there are none; or prompt ids, one per image or of all prompts."""
     name: str
+    prompts: EmbeddingSource | None = None
+    """Embeddings of the prompts that `labels` are ids of."""
+    latents: bool = False
+    """Whether `images` are latents."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -28,7 +33,7 @@ class ImageData:
     @property
     def labelled(self) -> bool:
         """Whether there are classes."""
-        return bool((self.labels >= 0).all())
+        return self.prompts is None and bool((self.labels >= 0).all())
 
     @property
     def num_classes(self) -> int | None:
@@ -41,37 +46,58 @@ class ImageData:
         cut = int(len(self) * fraction)
         first, second = order[:cut], order[cut:]
         return (
-            ImageData(self.images[first], self.labels[first], self.name),
-            ImageData(self.images[second], self.labels[second], self.name),
+            replace(self, images=self.images[first], labels=self.labels[first]),
+            replace(self, images=self.images[second], labels=self.labels[second]),
         )
 
 
 def check_against_teacher(
-    data: ImageData, *, sample_shape: tuple[int, ...], num_classes: int | None, batch_size: int
+    data: ImageData, *, sample_shape: tuple[int, ...], num_classes: int | None, prompted: bool, latent: bool
 ) -> None:
-    """Check that a teacher of `sample_shape` and `num_classes` can be distilled on `data`.
+    """Check that a teacher can be distilled on `data`.
+
+    Args:
+        data: what is trained on.
+        sample_shape: (C, H, W) of the teacher's samples.
+        num_classes: that the teacher knows, None where it knows none.
+        prompted: whether its conditions are prompts.
+        latent: whether its samples are latents.
 
     Raises:
-        DataError: another shape, classes the teacher does not know or none where it needs one, too few rows.
+        DataError: another shape, or conditions of another kind.
     """
+    if prompted != (data.prompts is not None) or (latent and not data.latents):
+        raise DataError(
+            f"`data.source` must be prepared for a teacher of {'prompts' if prompted else 'classes'} and "
+            f"{'latents' if latent else 'pixels'}, but {data.name} is not. "
+            + ("Run `ddil-ray prepare` on it with this teacher." if prompted or latent else "Use images.")
+        )
     found = tuple(data.images.shape[1:])
-    if found != tuple(sample_shape):
+    if len(data.images) and found != tuple(sample_shape):
         raise DataError(
             f"`data.source` must hold images of the teacher's shape {tuple(sample_shape)} (channels, height, width), "
-            f"but {data.name} has {found} instead. Set `data.image_size={sample_shape[-1]}`, or use data the teacher "
-            "was trained on."
+            f"but {data.name} has {found} instead. "
+            + (
+                "Choose another `data.bucket`, or prepare the images at the teacher's resolution."
+                if data.latents
+                else f"Set `data.image_size={sample_shape[-1]}`, or use data the teacher was trained on."
+            )
         )
-    if num_classes is not None and not data.labelled:
+    if num_classes is not None:
+        _check_classes(data, num_classes)
+
+
+def _check_classes(data: ImageData, num_classes: int) -> None:
+    if not data.labelled:
         raise DataError(
             f"`data.label_column` must give a class id per image for a class-conditional teacher, but {data.name} "
             "has none. Name the column, or put images into one folder per class."
         )
-    if num_classes is not None and int(data.labels.max()) >= num_classes:
+    if int(data.labels.max()) >= num_classes:
         raise DataError(
             f"`data.source` must hold class ids below {num_classes}, the teacher's number of classes, but {data.name} "
             f"has {int(data.labels.max())}. Use the labels that the teacher was trained with."
         )
-    check_fills_batch(data, batch_size)
 
 
 def check_fills_batch(data: ImageData, batch_size: int) -> None:

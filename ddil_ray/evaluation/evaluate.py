@@ -103,4 +103,4 @@ class Benchmark:
 
     @cached_property
     def _data_features(self) -> Tensor:
-        return torch.cat([self.maker.features(part) for part in self.data.images.split(self.maker.blocks.batch_size)])
+        return torch.cat([self.maker.of_data(part) for part in self.data.images.split(self.maker.blocks.batch_size)])

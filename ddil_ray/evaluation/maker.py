@@ -95,6 +95,11 @@ class BlockMaker:
             clip=self.clip.to(device) if self.clip is not None else None,
         )
 
+    def of_data(self, data: Tensor) -> Tensor:
+        """Features (R, D) of rows of the data, which are decoded where they are latents."""
+        codec = self.reference.codec
+        return self.features(data if codec is None else codec.decode(data.to(self.reference.device)).clamp(-1, 1))
+
     def teacher(self, block: int) -> TeacherBlock:
         """The teacher's samples of a block."""
         paired, held_out = (self._samples(self.reference, block, use) for use in (Use.PAIRED, Use.HELD_OUT))

@@ -14,6 +14,7 @@ from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
 from ddil_ray.errors import ConfigError
+from ddil_ray.models.latents import LatentCodec
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.objectives.objective import Objective
 
@@ -32,6 +33,8 @@ class Sampler:
     """A key of `TRANSITIONS`."""
     w: float = 0.0
     device: torch.device | str = "cpu"
+    codec: LatentCodec | None = None
+    """What makes images of samples that are latents."""
 
     def to(self, device: torch.device | str) -> Sampler:
         """This sampler on `device`; its network is moved, not copied."""
@@ -40,33 +43,34 @@ class Sampler:
             part = part.denoiser
         if isinstance(part, NetworkDenoiser):
             part.network.to(device)
-        return replace(self, device=device)
+        return replace(self, device=device, codec=self.codec.to(device) if self.codec else None)
 
     def __call__(self, noise: Tensor, cond: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
-        """(N, C, H, W) samples in [-1, 1], on the CPU, from `noise` (N, C, H, W) and conditions `cond` (N,).
+        """(N, C, H, W) images in [-1, 1], on the CPU, from `noise` (N, ...) and conditions `cond` (N,).
 
         The same for the same seed.
         """
         generator = torch.Generator().manual_seed(seed)
-        parts = [
-            sample(
-                self.denoiser,
-                z.to(self.device),
-                times=self.times,
-                cond=c.to(self.device),
-                w=torch.full((len(z),), self.w, device=self.device),
-                schedule=self.schedule,
-                transition=self.transition,
-                generator=generator,
-            )
-            for z, c in zip(noise.split(batch_size), cond.split(batch_size), strict=True)
-        ]
-        return torch.cat([part.cpu() for part in parts]).clamp(-1, 1)
+        parts = zip(noise.split(batch_size), cond.split(batch_size), strict=True)
+        return torch.cat([self._images(z, c, generator).cpu() for z, c in parts]).clamp(-1, 1)
+
+    def _images(self, noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+        samples = sample(
+            self.denoiser,
+            noise.to(self.device),
+            times=self.times,
+            cond=cond.to(self.device),
+            w=torch.full((len(noise),), self.w, device=self.device),
+            schedule=self.schedule,
+            transition=self.transition,
+            generator=generator,
+        )
+        return samples if self.codec is None else self.codec.decode(samples)
 
 
-def teacher_sampler(teacher: Denoiser, schedule: NoiseSchedule, steps: int, *, w: float) -> Sampler:
-    """DDIM with `steps` steps of a (guided, thresholded) teacher."""
-    return Sampler(teacher, schedule, uniform_grid(steps), "ddim", w)
+def teacher_sampler(teacher: Denoiser, model: DiffusionModel, steps: int, *, w: float) -> Sampler:
+    """DDIM with `steps` steps of a (guided, thresholded) `teacher`, which `model` is asked as."""
+    return Sampler(teacher, model.schedule, uniform_grid(steps), "ddim", w, codec=model.codec)
 
 
 def student_samplers(
@@ -80,7 +84,7 @@ def student_samplers(
         if model is not None:
             denoiser = objective.student_denoiser(model.denoiser())
             times, transition = objective.sampling_times(n), objective.phases[-1].transition
-            samplers[n] = Sampler(denoiser, model.schedule, times, transition, w)
+            samplers[n] = Sampler(denoiser, model.schedule, times, transition, w, codec=model.codec)
     return samplers
 
 
@@ -94,11 +98,11 @@ def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sa
     if w > 0 and model.null_cond is None:
         raise ConfigError(f"`--guidance` must be 0 for a model without an unconditional class, but is {w:g} instead.")
     if config.get("_class_name") != "LCMScheduler":
-        return teacher_sampler(model.expert(guided=True), model.schedule, steps, w=w)
+        return teacher_sampler(model.expert(guided=True), model, steps, w=w)
     grid = int(config["original_inference_steps"])
     if steps > grid:
         raise ConfigError(f"`--steps` must be at most {grid} for this consistency student, but is {steps} instead.")
     consistent = BoundaryConditioned(
         model.denoiser(), model.schedule, timestep_scaling=float(config.get("timestep_scaling", 10.0))
     )
-    return Sampler(consistent, model.schedule, consistency_grid(grid, steps), "renoise")
+    return Sampler(consistent, model.schedule, consistency_grid(grid, steps), "renoise", codec=model.codec)

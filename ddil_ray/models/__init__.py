@@ -1,16 +1,17 @@
 """Networks of the world as `DiffusionModel`s; the only importer of diffusers besides `ddil_ray.export`.
 
-To add a family: write a module with a loader from a pipeline folder, and a row in `PIPELINE_LOADERS` under the class
-name that the family's denoiser has in model_index.json.
+To add a family: see `family`, and a row in `FAMILIES`.
 
-| family | module | reads |
+| family | module | reads pipelines (folders, URLs, hub ids) with |
 | --- | --- | --- |
-| unet | `unet` | pipeline folders, URLs or hub ids whose `unet` is a UNet2DModel |
-| module | `module` | `module.path:factory` |
+| unet | `unet` | UNet2DModel |
+| stable_diffusion | `stable_diffusion` | UNet2DConditionModel |
+| - | `module` | `module.path:factory` |
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import tempfile
@@ -19,13 +20,18 @@ from pathlib import Path
 
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.factory import is_factory
+from ddil_ray.models.family import Family
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
-__all__ = ["PIPELINE_LOADERS", "DiffusionModel", "load_model", "student_of"]
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "load_model", "student_of"]
 
-PIPELINE_LOADERS: dict[str, str] = {"UNet2DModel": "ddil_ray.models.unet:load_unet"}
-"""Loader of a pipeline folder, as `module:function`, by the class of its denoiser; imported when it is needed."""
+FAMILIES: dict[tuple[str, ...], str] = {
+    ("UNet2DModel",): "ddil_ray.models.unet",
+    ("UNet2DConditionModel",): "ddil_ray.models.stable_diffusion",
+}
+"""Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
+all in model_index.json is taken."""
 
 
 def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
@@ -57,16 +63,14 @@ def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> 
     """
     student = teacher.copy()
     student.network.train().requires_grad_(True)
-    if not guidance_embedding:
+    if not guidance_embedding or student.reads_guidance:
         return student
-    if student.family != "unet":
+    if student.family is None:
         raise ConfigError(
             "`objective.guidance_embedding` must be false for a teacher given as a factory: build the embedding into "
             "the factory's network, which is passed w."
         )
-    from ddil_ray.models.unet import with_guidance_embedding
-
-    return with_guidance_embedding(student)
+    return student.family.with_guidance_embedding(student)
 
 
 def _load_builtin(name: str) -> DiffusionModel:
@@ -91,13 +95,13 @@ def _load_folder(folder: Path) -> DiffusionModel:
             f"({error}). Point it at a folder written by `pipeline.save_pretrained`."
         ) from error
     classes = [entry[1] for entry in components.values() if isinstance(entry, list)]
-    for name, loader in PIPELINE_LOADERS.items():
-        if name in classes:
-            module, _, function = loader.partition(":")
-            model: DiffusionModel = getattr(importlib.import_module(module), function)(folder)
-            return model
+    for needed, module in FAMILIES.items():
+        if set(needed) <= set(classes):
+            family: Family = importlib.import_module(module).FAMILY
+            return family.load(folder)
+    known = ", ".join(" with ".join(needed) for needed in FAMILIES)
     raise ConfigError(
-        f"`teacher.model` must hold one of {', '.join(PIPELINE_LOADERS)}, but {folder} holds "
+        f"`teacher.model` must hold one of {known}, but {folder} holds "
         f"{', '.join(map(str, classes)) or 'no component'} instead."
     )
 
@@ -105,16 +109,23 @@ def _load_folder(folder: Path) -> DiffusionModel:
 def _load_url(url: str) -> DiffusionModel:
     import fsspec
 
-    with tempfile.TemporaryDirectory() as local:
-        try:
-            fs, path = fsspec.core.url_to_fs(url)
-            fs.get(path.rstrip("/") + "/", local + "/", recursive=True)
-        except Exception as error:  # every filesystem has errors of its own
-            raise ConfigError(
-                f"`teacher.model` must be a readable folder, but {url!r} failed: {error}. Check the address and "
-                "its credentials."
-            ) from error
-        return _load_folder(Path(local))
+    local = _fetched()
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        fs.get(path.rstrip("/") + "/", f"{local}/", recursive=True)
+    except Exception as error:  # every filesystem has errors of its own
+        raise ConfigError(
+            f"`teacher.model` must be a readable folder, but {url!r} failed: {error}. Check the address and "
+            "its credentials."
+        ) from error
+    return _load_folder(local)
+
+
+def _fetched() -> Path:
+    """A folder for a fetched pipeline, kept as long as this process: components are read from it when needed."""
+    folder = tempfile.TemporaryDirectory(prefix="ddil-ray-model-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _load_hub(spec: str) -> DiffusionModel:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +15,11 @@ from ddil_ray.diffusion.denoiser import Denoiser, Guided, NetworkDenoiser, Thres
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
+from ddil_ray.models.latents import LatentCodec
+from ddil_ray.prompts import PromptBank
+
+if TYPE_CHECKING:
+    from ddil_ray.models.family import Family
 
 __all__ = ["DiffusionModel"]
 
@@ -28,14 +35,33 @@ class DiffusionModel:
     sample_shape: tuple[int, ...]
     """(C, H, W) of one sample."""
     num_conditions: int | None = None
-    """Number of condition ids, the unconditional one included; None for an unconditional model."""
+    """Number of class ids, the unconditional one included; None where conditions are no classes."""
     null_cond: int | None = None
-    """Id of the unconditional embedding; None where there is none, and then guidance is impossible."""
+    """Id of the unconditional embedding, that of the negative prompt; None where there is none to guide with."""
+    prompted: bool = False
+    """Whether conditions are prompt ids; the network then needs a bank, see `bind`."""
+    reads_guidance: bool = False
+    """Whether the network is told w, and guides itself in one pass."""
     bottleneck: str | None = None
     """Name of the network's submodule with its most condensed features (which a discriminator reads), if known."""
-    family: str = "module"
+    family: Family | None = None
+    """What it was loaded as; None for models from a factory."""
+    folder: Path | None = None
+    """The pipeline it was loaded from, where its other components lie."""
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     """The diffusers scheduler config that `schedule` was read from; empty for models from a factory."""
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are latents of an autoencoder."""
+        return self.family is not None and self.family.latent
+
+    @cached_property
+    def codec(self) -> LatentCodec | None:
+        """What makes latents of images and images of latents; None where samples are pixels."""
+        if self.family is None or self.folder is None:
+            return None
+        return self.family.codec(self.folder)
 
     def with_network(self, network: nn.Module) -> DiffusionModel:
         """The same model around another network."""
@@ -44,6 +70,12 @@ class DiffusionModel:
     def copy(self) -> DiffusionModel:
         """The same model with weights of its own."""
         return self.with_network(copy.deepcopy(self.network))
+
+    def bind(self, bank: PromptBank | None) -> None:
+        """Let the network, and every later copy of it, find embeddings of prompt ids in `bank`."""
+        if bank is not None:
+            network: Any = self.network
+            network.bank = bank
 
     def denoiser(self, *, autocast: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as x_0 estimator, neither guided nor thresholded."""
@@ -58,7 +90,7 @@ class DiffusionModel:
     ) -> Denoiser:
         """The network as a teacher: guided where the condition's w is not 0, then thresholded."""
         denoiser: Denoiser = self.denoiser(autocast=autocast)
-        if guided and self.null_cond is not None:
+        if guided and self.null_cond is not None and not self.reads_guidance:
             denoiser = Guided(denoiser, self.null_cond)
         if threshold is None or isinstance(threshold, NoThreshold):
             return denoiser

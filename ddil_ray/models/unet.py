@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import ConsistencyModelPipeline, UNet2DModel
 from torch import Tensor, nn
 
-from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import schedule_from_diffusers
-from ddil_ray.errors import ConfigError
+from ddil_ray.models.family import Family, checked_prediction, load_component, read_config
 from ddil_ray.models.model import DiffusionModel
+from ddil_ray.models.network import FamilyNetwork, sinusoid
 
-__all__ = ["UNetNetwork", "load_unet", "new_unet", "unet_model", "with_guidance_embedding"]
+__all__ = ["FAMILY", "PixelUNet", "UNetNetwork", "new_unet", "unet_model"]
 
 _GUIDANCE_CHANNELS = 64
 
@@ -37,10 +35,7 @@ class _GuidedTimeEmbedding(nn.Module):
 
     def offset(self, w: Tensor) -> Tensor:
         """What guidance `w` (B,) adds to the inner embedding's input, (B, channels)."""
-        half = _GUIDANCE_CHANNELS // 2
-        frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, device=w.device))
-        angles = 1000 * w[:, None].float() * frequencies
-        projected: Tensor = self.projection(torch.cat([angles.sin(), angles.cos()], dim=1))
+        projected: Tensor = self.projection(sinusoid(w, _GUIDANCE_CHANNELS))
         return projected
 
     def forward(self, sample: Tensor) -> Tensor:
@@ -50,7 +45,7 @@ class _GuidedTimeEmbedding(nn.Module):
         return embedded
 
 
-class UNetNetwork(nn.Module):
+class UNetNetwork(FamilyNetwork):
     """A `UNet2DModel` with this library's network signature, optionally conditioned on guidance.
 
     Args:
@@ -58,9 +53,10 @@ class UNetNetwork(nn.Module):
         guidance_embedding: let the time embedding read w.
     """
 
+    denoiser: UNet2DModel
+
     def __init__(self, unet: UNet2DModel, *, guidance_embedding: bool = False) -> None:
-        super().__init__()
-        self.unet = unet
+        super().__init__(unet)
         self.conditional = unet.config.num_class_embeds is not None
         if guidance_embedding:
             embedding = unet.time_embedding
@@ -68,10 +64,10 @@ class UNetNetwork(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor, w: Tensor) -> Tensor:
         """Raw prediction (B, C, H, W)."""
-        if isinstance(self.unet.time_embedding, _GuidedTimeEmbedding):
-            self.unet.time_embedding.w = w
+        if isinstance(self.denoiser.time_embedding, _GuidedTimeEmbedding):
+            self.denoiser.time_embedding.w = w
         labels = cond if self.conditional else None
-        prediction: Tensor = self.unet(x_t, time, class_labels=labels, return_dict=False)[0]
+        prediction: Tensor = self.denoiser(x_t, time, class_labels=labels, return_dict=False)[0]
         return prediction
 
     @torch.no_grad()
@@ -80,9 +76,9 @@ class UNetNetwork(nn.Module):
 
         The guidance offset enters before a linear layer, so at one w it is a change of that layer's bias.
         """
-        plain = UNet2DModel.from_config(self.unet.config)
-        embedding = self.unet.time_embedding
-        state = self.unet.state_dict()
+        plain = UNet2DModel.from_config(self.denoiser.config)
+        embedding = self.denoiser.time_embedding
+        state = self.denoiser.state_dict()
         if isinstance(embedding, _GuidedTimeEmbedding):
             linear: Any = embedding.inner.linear_1
             bias = linear.bias + linear.weight @ embedding.offset(torch.tensor([w]).to(linear.bias))[0]
@@ -99,50 +95,64 @@ def unet_model(
     """The `DiffusionModel` of a diffusers network and scheduler config.
 
     Raises:
-        ConfigError: epsilon prediction over a schedule with no signal at t = 1, where x_0 is not determined.
+        ConfigError: see `checked_prediction`.
     """
     size = unet.config.sample_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     schedule = schedule_from_diffusers(scheduler_config)
-    prediction = Prediction(scheduler_config.get("prediction_type", "epsilon"))
-    if prediction is Prediction.EPSILON and float(schedule.alpha(torch.ones(1))) < 1e-6:
-        raise ConfigError(
-            "`prediction_type` of a teacher with zero terminal SNR must be `v_prediction` or `sample`, but is "
-            "`epsilon` instead: at t = 1 the noise says nothing of the image. Use another teacher, or one trained "
-            "without `rescale_betas_zero_snr`."
-        )
     conditions = unet.config.num_class_embeds
     return DiffusionModel(
         network=UNetNetwork(unet, guidance_embedding=guidance_embedding),
-        prediction=prediction,
+        prediction=checked_prediction(scheduler_config, schedule),
         schedule=schedule,
         sample_shape=(unet.config.in_channels, height, width),
         num_conditions=conditions,
         null_cond=None if conditions is None else conditions - 1,
-        bottleneck="unet.mid_block",
-        family="unet",
+        bottleneck="denoiser.mid_block",
+        reads_guidance=guidance_embedding,
+        family=FAMILY,
         scheduler_config=dict(scheduler_config),
     )
 
 
-def with_guidance_embedding(model: DiffusionModel) -> DiffusionModel:
-    """`model` around the same network, which now also reads w and does not yet heed it."""
-    assert isinstance(model.network, UNetNetwork)
-    return model.with_network(UNetNetwork(model.network.unet, guidance_embedding=True))
+class PixelUNet(Family):
+    """Pipelines such as DDPM, DDIM and ConsistencyModel."""
+
+    name = "unet"
+    component = "unet"
+    latent = False
+
+    def load(self, folder: Path) -> DiffusionModel:
+        """See `Family.load`."""
+        config = read_config(folder, "scheduler")
+        model = unet_model(load_component(UNet2DModel, folder, "unet"), config)
+        model.folder = folder
+        return model
+
+    def with_guidance_embedding(self, model: DiffusionModel) -> DiffusionModel:
+        """See `Family.with_guidance_embedding`."""
+        assert isinstance(model.network, UNetNetwork)
+        told = model.with_network(UNetNetwork(model.network.denoiser, guidance_embedding=True))
+        told.reads_guidance = True
+        return told
+
+    def pipeline(self, model: DiffusionModel, scheduler: Any, *, w: float) -> ConsistencyModelPipeline:
+        """One that samples with DDIM and LCM schedulers alike, and takes `class_labels`."""
+        return ConsistencyModelPipeline(unet=self.plain(model.network, w), scheduler=scheduler)
+
+    def example(self, model: DiffusionModel, *, steps: int) -> str:
+        """See `Family.example`."""
+        labels = ", class_labels=[0] * 8" if model.num_conditions else ""
+        return f"batch_size=8, num_inference_steps={steps}{labels}"
+
+    def plain(self, network: nn.Module, w: float) -> nn.Module:
+        """See `Family.plain`."""
+        assert isinstance(network, UNetNetwork)
+        plain: nn.Module = network.plain_unet(w)
+        return plain
 
 
-def load_unet(folder: Path) -> DiffusionModel:
-    """Read a pipeline folder that has `unet/` (UNet2DModel) and `scheduler/`."""
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    try:
-        config = json.loads(scheduler.read_text())
-        unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {error}. "
-            "Save the pipeline again with `save_pretrained`."
-        ) from error
-    return unet_model(unet.eval(), config)
+FAMILY = PixelUNet()
 
 
 def new_unet(

@@ -28,6 +28,8 @@ class RunContext:
     """Reference to the (N, C, H, W) float32 training images."""
     labels: Any
     """Reference to the (N,) int64 condition ids."""
+    prompts: Any
+    """Reference to the run's `Prompts`, or to None."""
     max_staleness: int
 
     @cached_property

@@ -72,7 +72,7 @@ class BlockStage:
     def _data_features(self, block: int) -> Tensor:
         size = self._maker.blocks.batch_size
         images = np.array(self._images[block * size : (block + 1) * size])  # what Ray hands out is read-only
-        return self._maker.features(torch.from_numpy(images))
+        return self._maker.of_data(torch.from_numpy(images))
 
 
 def measure_on_ray(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -> Measurements:

@@ -236,6 +236,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any) -> RunContext:
         hub=hub,
         images=ray.put(made.data.images.numpy()),
         labels=ray.put(made.data.labels.numpy()),
+        prompts=ray.put(made.prompts),
         max_staleness=made.max_staleness,
     )
 

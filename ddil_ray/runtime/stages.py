@@ -23,12 +23,18 @@ from ddil_ray.training.producer import USES_STUDENT, Expert, StateMaker
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.weights import FlatWeights
 
-__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "stream_blocks"]
+__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "stream_blocks"]
 
 
 def best_device() -> torch.device:
     """CUDA where Ray gave this process a GPU or a share of one, else the CPU."""
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def bind_prompts(model: DiffusionModel, context: RunContext) -> None:
+    """Give a model of prompts this process's bank of embeddings, before copies of it are made."""
+    prompts = ray.get(context.prompts)
+    model.bind(prompts.bank() if prompts is not None else None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Stage:
         self.context, self.recipe, self.device = context, context.recipe, best_device()
         self.teacher = self.recipe.load_teacher()
         self.teacher.network.to(self.device).requires_grad_(False)
+        bind_prompts(self.teacher, context)
         self.images = torch.from_numpy(np.array(ray.get(context.images)))
         self.conditions = Conditions(torch.from_numpy(np.array(ray.get(context.labels))), self.recipe.guidance)
         self.objective = self.recipe.objective(self.teacher, self.images)

@@ -18,7 +18,7 @@ from ray.train.torch import prepare_model
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.runtime.context import RunContext
-from ddil_ray.runtime.stages import best_device
+from ddil_ray.runtime.stages import best_device, bind_prompts
 from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.training.learner import Learner
@@ -38,6 +38,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         reader.start()  # the streams' actors start while this process loads its models
     torch.manual_seed(recipe.config.seed)
     teacher = recipe.load_teacher()
+    bind_prompts(teacher, context)
     student = recipe.student_of(teacher)
     student.network.to(best_device())
     images, labels = (torch.from_numpy(np.array(ray.get(part))) for part in (context.images, context.labels))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ddil_ray.config import Role, RunConfig
-from ddil_ray.data import ImageData, check_against_teacher, load_images
+from ddil_ray.data import ImageData, check_against_teacher, check_fills_batch, load_images
 from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, DataError
 from ddil_ray.models import DiffusionModel, load_model, student_of
 from ddil_ray.objectives import OBJECTIVES, Objective, RealData
+from ddil_ray.prompts import Prompts
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
@@ -46,6 +47,8 @@ class Ingredients:
     threshold: Threshold
     """Of the teacher's estimates."""
     max_staleness: int
+    prompts: Prompts | None = None
+    """Of a teacher of prompts."""
 
     def expert(self) -> Denoiser:
         """The guided, thresholded teacher."""
@@ -196,11 +199,13 @@ class Recipe:
         """
         teacher = teacher or self.load_teacher()
         data = data or self.load_data(teacher)
+        prompts = self.prompts(teacher, data)
+        teacher.bind(prompts.bank() if prompts else None)
         objective = self.objective(teacher, data.images)
         self.student_of(teacher)
         plans = self.plans(len(objective.phases))
         threshold = self.teacher_threshold(data.images)
-        return Ingredients(teacher, data, objective, plans, threshold, self.max_staleness(plans))
+        return Ingredients(teacher, data, objective, plans, threshold, self.max_staleness(plans), prompts)
 
     def load_teacher(self) -> DiffusionModel:
         """The teacher, on the CPU.
@@ -209,7 +214,7 @@ class Recipe:
             ConfigError: it cannot be loaded, or cannot be guided as asked.
         """
         teacher = load_model(self.config.teacher.model, weights=self.config.teacher.weights)
-        if max(self.guidance) > 0 and teacher.null_cond is None:
+        if max(self.guidance) > 0 and teacher.null_cond is None and not teacher.reads_guidance:
             raise ConfigError(
                 f"`teacher.guidance` must be 0 for a teacher without an unconditional class, but is "
                 f"{self.config.teacher.guidance} instead. Set `teacher.guidance=0`."
@@ -227,22 +232,53 @@ class Recipe:
         Raises:
             DataError: unreadable, or not what the teacher was made for.
         """
-        source = self.config.data
-        data = load_images(
-            source.source,
-            format=source.format,
-            image_column=source.image_column,
-            label_column=source.label_column,
-            image_size=source.image_size,
-        )
+        data = load_images(**self.config.data.model_dump(exclude={"prompt_cache_mib"}))
         guided = max(self.guidance) > 0
         check_against_teacher(
             data,
             sample_shape=teacher.sample_shape,
-            num_classes=teacher.null_cond if guided else teacher.num_conditions,
-            batch_size=self.config.trainer.batch_size,
+            num_classes=None if teacher.prompted else teacher.null_cond if guided else teacher.num_conditions,
+            prompted=teacher.prompted,
+            latent=teacher.latent,
         )
+        if len(data.images) == 0:
+            self._check_imageless(data)
+        else:
+            check_fills_batch(data, self.config.trainer.batch_size)
         return data
+
+    def _check_imageless(self, data: ImageData) -> None:
+        """Prompts alone give rollouts, and nothing that needs data."""
+        config, wrong = self.config, None
+        if Origin.FORWARD in self.priors.origins:
+            wrong = "`states.forward` must be 0"
+        elif getattr(config.objective, "gan_weight", 0) > 0:
+            wrong = "`objective.gan_weight` must be 0"
+        elif config.threshold.mode == "per_channel":
+            wrong = "`threshold.mode` must not be per_channel"
+        elif config.shift.enabled:
+            wrong = "`shift.enabled` must be false"
+        elif config.evaluation.enabled:
+            wrong = "`evaluation.enabled` must be false"
+        if wrong:
+            raise DataError(
+                f"{wrong} for data without images, but {data.name} has prompts alone. Change it, or add images."
+            )
+
+    def prompts(self, teacher: DiffusionModel, data: ImageData) -> Prompts | None:
+        """What every process finds the embeddings of the data's prompts with; None for other teachers.
+
+        Raises:
+            ConfigError: the text encoders, which are asked for the negative prompt, cannot be loaded.
+        """
+        if data.prompts is None:
+            return None
+        assert teacher.family is not None
+        assert teacher.folder is not None
+        encoder = teacher.family.text_encoder(teacher.folder)
+        assert encoder is not None
+        negative = encoder.negative(self.config.teacher.negative_prompt)
+        return Prompts(data.prompts, negative, self.config.data.prompt_cache_mib * 2**20)
 
     def conditions(self, data: ImageData) -> Conditions:
         """Conditions as frequent as in the data."""

@@ -32,7 +32,7 @@ def teacher_data(config: TeacherConfig) -> ImageData:
     Raises:
         DataError: unreadable, or fewer than a batch.
     """
-    data = load_images(**config.data.model_dump())
+    data = load_images(**config.data.model_dump(exclude={"prompt_cache_mib"}))
     check_fills_batch(data, config.trainer.batch_size)
     return data
 

@@ -67,9 +67,10 @@ def test_every_emoji_has_a_caption(emoji):
 
 
 def test_emoji_fit_a_teacher_of_their_shape(emoji):
-    check_against_teacher(emoji, sample_shape=(3, 32, 32), num_classes=9, batch_size=64)
+    kind = {"sample_shape": (3, 32, 32), "prompted": False, "latent": False}
+    check_against_teacher(emoji, num_classes=9, **kind)
     with pytest.raises(DataError, match=r"class ids below 8"):
-        check_against_teacher(emoji, sample_shape=(3, 32, 32), num_classes=8, batch_size=64)
+        check_against_teacher(emoji, num_classes=8, **kind)
 
 
 def test_loading_twice_gives_the_same(emoji):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddil_ray.data import check_against_teacher, load_images
+from ddil_ray.data import check_against_teacher, check_fills_batch, load_images
 from ddil_ray.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
@@ -149,10 +149,14 @@ def test_data_that_does_not_fit_the_teacher_is_refused():
     for settings, expected in (
         ({"sample_shape": (3, 8, 8)}, r"\(3, 8, 8\).*\(1, 8, 8\) instead.*data.image_size=8"),
         ({"num_classes": 5}, r"class ids below 5.*has 9"),
-        ({"batch_size": 4000}, r"at least one batch of 4000 images.*1797"),
+        ({"prompted": True, "latent": True}, r"teacher of prompts and latents.*`ddil-ray prepare`"),
+        ({"latent": True}, r"teacher of classes and latents.*`ddil-ray prepare`"),
     ):
+        kind = {"sample_shape": (1, 8, 8), "num_classes": 10, "prompted": False, "latent": False}
         with pytest.raises(DataError, match=expected):
-            check_against_teacher(data, **({"sample_shape": (1, 8, 8), "num_classes": 10, "batch_size": 64} | settings))
+            check_against_teacher(data, **(kind | settings))
+    with pytest.raises(DataError, match=r"at least one batch of 4000 images.*1797"):
+        check_fills_batch(data, 4000)
 
 
 def test_parts_of_a_split_are_disjoint_and_whole():

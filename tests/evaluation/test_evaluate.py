@@ -25,7 +25,7 @@ DATA = load_images("digits")
 
 def _sampler(steps):
     model = tiny_model()
-    return teacher_sampler(model.expert(guided=True), model.schedule, steps, w=1.0)
+    return teacher_sampler(model.expert(guided=True), model, steps, w=1.0)
 
 
 @dataclass(frozen=True)

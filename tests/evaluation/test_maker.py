@@ -19,7 +19,7 @@ FLAT = Instruments(FeatureNetwork(torch.nn.Flatten(), "pixels"))
 
 def _sampler(steps):
     model = tiny_model()
-    return teacher_sampler(model.expert(guided=True), model.schedule, steps, w=1.0)
+    return teacher_sampler(model.expert(guided=True), model, steps, w=1.0)
 
 
 @pytest.fixture(scope="module")

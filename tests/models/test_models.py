@@ -76,7 +76,7 @@ def test_a_new_student_is_its_teacher_at_every_guidance(w):
 def test_guidance_is_baked_into_a_plain_network_exactly():
     student = student_of(teacher_model(), guidance_embedding=True)
     network = student.network.eval()
-    torch.nn.init.normal_(network.unet.time_embedding.projection.weight, std=0.5)
+    torch.nn.init.normal_(network.denoiser.time_embedding.projection.weight, std=0.5)
     plain = UNetNetwork(network.plain_unet(2.0)).eval()
     time = torch.tensor([10.0, 500.0, 999.0])
     told = network(X, time, COND, torch.full((3,), 2.0))

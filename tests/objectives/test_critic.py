@@ -45,7 +45,7 @@ def _unet():
 
 NETWORKS = {
     "perceptron": (lambda: TinyNetwork((1, 8, 8), conditions=11), "inside"),
-    "unet": (_unet, "unet.mid_block"),
+    "unet": (_unet, "denoiser.mid_block"),
     "transformer": (_Transformer, "dit.transformer_blocks.1"),
 }
 
@@ -85,8 +85,8 @@ def test_a_pass_that_stops_at_the_layer_gives_the_same_logits_and_their_gradient
 
 def test_the_pass_really_stops_there():
     network = _unet()
-    critic = Critic(network, layer="unet.mid_block", example=_inputs(1))
-    network.unet.conv_out.register_forward_hook(lambda *_: pytest.fail("went on behind the layer"))
+    critic = Critic(network, layer="denoiser.mid_block", example=_inputs(1))
+    network.denoiser.conv_out.register_forward_hook(lambda *_: pytest.fail("went on behind the layer"))
     critic.logits(*_inputs(2))
 
 

@@ -26,7 +26,7 @@ def _work(**evaluation):
 
 def _other():
     model = tiny_model()
-    return teacher_sampler(model.expert(guided=True), model.schedule, 2, w=0.5)
+    return teacher_sampler(model.expert(guided=True), model, 2, w=0.5)
 
 
 def test_two_actors_measure_exactly_what_this_process_does():
@@ -52,7 +52,7 @@ def test_a_failure_in_an_actor_is_one_message():
     from ddil_ray.runtime.evaluation import measure_on_ray
 
     benchmark, _, role = _work()
-    broken = teacher_sampler(tiny_model().expert(guided=True), tiny_model().schedule, 2, w=0.5)
+    broken = teacher_sampler(tiny_model().expert(guided=True), tiny_model(), 2, w=0.5)
     object.__setattr__(broken, "transition", "sideways")
     with pytest.raises(RunFailedError, match=r"Measuring failed: .*sideways.*ddil-ray evaluate"):
         measure_on_ray(benchmark, {"broken": {2: broken}}, role)

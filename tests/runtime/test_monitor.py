@@ -27,7 +27,7 @@ def run():
     made = Recipe(config).ingredients()
     hub = Hub.remote(10)
     images, labels = (ray.put(x.numpy()) for x in (made.data.images, made.data.labels))
-    context = RunContext(config.model_dump(mode="json"), hub, images, labels, max_staleness=100)
+    context = RunContext(config.model_dump(mode="json"), hub, images, labels, prompts=ray.put(None), max_staleness=100)
     ray.get(hub.begin.remote(0))
     yield hub, context, lambda: [ray.put(flatten_weights(made.teacher.network))]
     ray.kill(hub)

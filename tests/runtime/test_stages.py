@@ -83,6 +83,7 @@ def _started(recipe, made, origin):
         hub,
         ray.put(made.data.images.numpy()),
         ray.put(made.data.labels.numpy()),
+        prompts=ray.put(made.prompts),
         max_staleness=100,
     )
     incarnation = ray.get(hub.incarnation_of.remote(origin.label))

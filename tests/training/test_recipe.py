@@ -65,7 +65,7 @@ def test_a_discriminator_reads_a_layer_that_is_there(layer, expected):
 
 def test_the_bottleneck_of_a_known_family_needs_no_name():
     config = small_run(objective={**DMD2, "gan_layer": None}, teacher={"model": "builtin:digits"})
-    assert Recipe(config).ingredients().objective.gan_layer == "unet.mid_block"
+    assert Recipe(config).ingredients().objective.gan_layer == "denoiser.mid_block"
 
 
 def test_no_discriminator_needs_no_layer():
@@ -73,7 +73,7 @@ def test_no_discriminator_needs_no_layer():
     assert made.objective.gan_layer is None
 
 
-@pytest.mark.parametrize("layer", ["unet.down_blocks", "unet.mid_block.attentions"])
+@pytest.mark.parametrize("layer", ["denoiser.down_blocks", "denoiser.mid_block.attentions"])
 def test_a_submodule_without_features_is_refused_before_anything_starts(layer):
     config = small_run(objective={**DMD2, "gan_layer": layer}, teacher={"model": "builtin:digits"})
     with pytest.raises(ConfigError, match=f"called with every image .*'{layer}' does not"):

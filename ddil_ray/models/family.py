@@ -1,0 +1,152 @@
+"""What a model family is: how pipelines of one kind become a `DiffusionModel`, and a student becomes a pipeline again.
+
+To add a family: a module with a subclass of `Family` and a subclass of `FamilyNetwork`, and a row in
+`ddil_ray.models.FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from ddil_ray.diffusion.prediction import Prediction
+from ddil_ray.diffusion.schedule import NoiseSchedule
+from ddil_ray.errors import ConfigError
+from ddil_ray.models.latents import LatentCodec, load_codec
+from ddil_ray.prompts import Embeddings
+
+if TYPE_CHECKING:
+    from ddil_ray.models.model import DiffusionModel
+
+__all__ = ["Family", "TextEncoder", "checked_prediction", "load_component", "read_config"]
+
+
+class TextEncoder(ABC):
+    """The text encoders of a pipeline, as one: texts to the embeddings that the family's network reads."""
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str]) -> Embeddings:
+        """Embeddings (B, ...) of `prompts`, float32 on the CPU."""
+
+    def negative(self, prompt: str | None) -> Embeddings:
+        """Embeddings (1, ...) of the negative prompt; None is what the family's own pipeline takes for none."""
+        return self([prompt or ""])
+
+
+class Family(ABC):
+    """One kind of pipeline."""
+
+    name: ClassVar[str]
+    """As messages and model cards call it."""
+    component: ClassVar[str]
+    """The pipeline's name of its denoiser: `unet` or `transformer`."""
+    latent: ClassVar[bool] = True
+    """Whether samples are latents of an autoencoder."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> DiffusionModel:
+        """The denoiser of the pipeline in `folder`, in eval mode on the CPU.
+
+        Raises:
+            ConfigError: it cannot be read, or cannot be distilled.
+        """
+
+    def codec(self, folder: Path) -> LatentCodec | None:
+        """The autoencoder, None where samples are pixels."""
+        return load_codec(folder) if self.latent else None
+
+    def text_encoder(self, folder: Path, device: torch.device | str = "cpu") -> TextEncoder | None:
+        """The text encoders on `device`, None where conditions are no texts."""
+        return None
+
+    def with_guidance_embedding(self, model: DiffusionModel) -> DiffusionModel:
+        """`model` around a network that is also told w, and does not yet heed it.
+
+        Raises:
+            ConfigError: the family's network cannot be.
+        """
+        raise ConfigError(
+            f"`objective.guidance_embedding` must be false for the {self.name} family, whose networks and pipelines "
+            "have no place for it. Set `teacher.guidance` to one number."
+        )
+
+    def pipeline(self, model: DiffusionModel, scheduler: Any, *, w: float) -> Any:
+        """The diffusers pipeline that samples `model` with `scheduler`; its other components are those of the teacher.
+
+        Args:
+            model: a student or teacher of this family.
+            scheduler: of diffusers.
+            w: guidance of a student that its pipeline cannot be told of.
+        """
+        from diffusers import DiffusionPipeline
+
+        parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
+        return DiffusionPipeline.from_pretrained(model.folder, **parts)
+
+    def example(self, model: DiffusionModel, *, steps: int) -> str:
+        """Arguments of a call of the pipeline that samples a student, for the model card."""
+        return f'prompt="a photo", num_inference_steps={steps}, guidance_scale=1.0'
+
+    @abstractmethod
+    def plain(self, network: nn.Module, w: float) -> nn.Module:
+        """The diffusers denoiser that computes what `network` computes, at guidance `w` where its pipeline cannot be
+        told of it."""
+
+
+def read_config(folder: Path, component: str) -> dict[str, Any]:
+    """The config of a component of the pipeline in `folder`.
+
+    Raises:
+        ConfigError: not readable.
+    """
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    try:
+        config: dict[str, Any] = json.loads((folder / component / name).read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    return config
+
+
+def load_component(kind: Any, folder: Path, component: str) -> Any:
+    """A network of diffusers class `kind` from the pipeline in `folder`, float32 and in eval mode.
+
+    Raises:
+        ConfigError: not readable.
+    """
+    half = not any((folder / component).glob("*model.safetensors*")) and any((folder / component).glob("*.fp16.*"))
+    try:
+        network = kind.from_pretrained(
+            folder / component, low_cpu_mem_usage=False, variant="fp16" if half else None, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    return network.eval()
+
+
+def _unreadable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {error}. "
+        "Save the pipeline again with `save_pretrained`."
+    )
+
+
+def checked_prediction(scheduler_config: dict[str, Any], schedule: NoiseSchedule) -> Prediction:
+    """The prediction type of a scheduler config.
+
+    Raises:
+        ConfigError: epsilon prediction over a schedule with no signal at t = 1, where x_0 is not determined.
+    """
+    prediction = Prediction(scheduler_config.get("prediction_type", "epsilon"))
+    if prediction is Prediction.EPSILON and float(schedule.alpha(torch.ones(1))) < 1e-6:
+        raise ConfigError(
+            "`prediction_type` of a teacher with zero terminal SNR must be `v_prediction` or `sample`, but is "
+            "`epsilon` instead: at t = 1 the noise says nothing of the image. Use another teacher, or one trained "
+            "without `rescale_betas_zero_snr`."
+        )
+    return prediction

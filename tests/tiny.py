@@ -1,0 +1,81 @@
+"""Tiny pipelines of every family, random and built locally: what tests load, prepare, distil and export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+__all__ = ["PIPELINES", "byte_tokenizer", "save_pipeline", "tiny_vae"]
+
+LATENT = 8
+"""Height and width of every tiny pipeline's latents; images are twice that."""
+
+
+def byte_tokenizer(folder: Path, *, length: int = 12) -> CLIPTokenizer:
+    """A CLIP tokenizer that has bytes for words, so that nothing is fetched."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length)
+
+
+def clip_config(width: int, **more) -> CLIPTextConfig:
+    """A text encoder of one layer over bytes."""
+    return CLIPTextConfig(
+        vocab_size=514, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=12, bos_token_id=512, eos_token_id=513, pad_token_id=513, **more,
+    )  # fmt: skip
+
+
+def tiny_vae(channels: int = 4, **more) -> AutoencoderKL:
+    """Images of 16 x 16 to latents of 8 x 8."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, norm_num_groups=4,
+        sample_size=2 * LATENT, scaling_factor=0.5, **more,
+    )  # fmt: skip
+
+
+def _unet(context: int, **more) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=LATENT, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=context, attention_head_dim=2, norm_num_groups=4, **more,
+    )  # fmt: skip
+
+
+def _discrete_scheduler(**more) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        timestep_spacing="trailing", **more,
+    )  # fmt: skip
+
+
+def stable_diffusion(folder: Path, **scheduler) -> StableDiffusionPipeline:
+    """As Stable Diffusion 1.5."""
+    return StableDiffusionPipeline(
+        vae=tiny_vae(), text_encoder=CLIPTextModel(clip_config(16)), tokenizer=byte_tokenizer(folder / "words"),
+        unet=_unet(16), scheduler=_discrete_scheduler(**scheduler), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+PIPELINES: dict[str, Callable[..., object]] = {"stable_diffusion": stable_diffusion}
+"""Builder of a tiny pipeline of each family; gets a folder to work in."""
+
+
+def save_pipeline(family: str, folder: Path, **settings) -> Path:
+    """`folder`/pipeline with a random tiny pipeline of `family`, the same each time."""
+    torch.manual_seed(0)
+    pipeline = PIPELINES[family](folder, **settings)
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
