@@ -48,8 +48,16 @@ class Teacher(Group):
 
     model: str = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
     weights: str | None = Field(None, description="safetensors file for a factory's network")
-    guidance: NonNegative | tuple[NonNegative, NonNegative] = Field(
-        0.0, description="w of D_c + w (D_c - D_u), or a range [low, high]; 0 is no guidance"
+    guidance: NonNegative | tuple[NonNegative, NonNegative] | None = Field(
+        None, description="one number, or a range [low, high]; default: no guidance"
+    )
+    guidance_convention: Literal["w", "scale"] = Field(
+        "w",
+        description="what guidance numbers are: w of D_c + w (D_c - D_u), 0 for none; or the guidance_scale w + 1 of "
+        "diffusers and Imagen, 1 for none",
+    )
+    guidance_rescale: Fraction = Field(
+        0.0, description="share by which guided predictions are brought back to the spread of conditional ones"
     )
     negative_prompt: str | None = Field(
         None, description="D_u of a teacher of prompts; default: what its own pipeline takes"
@@ -59,14 +67,30 @@ class Teacher(Group):
     def _ordered(self) -> Teacher:
         if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:
             raise ValueError(f"guidance must be [low, high] with low <= high, but is {list(self.guidance)}")
+        if self.w[0] < 0:
+            raise ValueError(f"guidance must be at least 1 where guidance_convention is scale, but is {self.guidance}")
         return self
+
+    @property
+    def w(self) -> tuple[float, float]:
+        """Range of w, whatever the convention; equal ends where it is fixed."""
+        if self.guidance is None:
+            return 0.0, 0.0
+        low, high = self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
+        return self.as_w(low), self.as_w(high)
+
+    def as_w(self, guidance: float) -> float:
+        """w of a number in this config's convention."""
+        return guidance - 1 if self.guidance_convention == "scale" else guidance
 
 
 class Student(Group):
     """The model that is trained, a copy of the teacher at first."""
 
     guidance: NonNegative | None = Field(
-        None, description="w of the exported student where it was trained over a range; default: the middle"
+        None,
+        description="of the exported student where it was trained over a range, in teacher.guidance_convention; "
+        "default: the middle",
     )
 
 

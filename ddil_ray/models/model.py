@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ddil_ray.diffusion.denoiser import Denoiser, Guided, NetworkDenoiser, Thresholded
+from ddil_ray.diffusion.denoiser import Denoiser, Guided, NetworkDenoiser, Rescale, Thresholded
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
@@ -42,6 +42,8 @@ class DiffusionModel:
     """Whether conditions are prompt ids; the network then needs a bank, see `bind`."""
     reads_guidance: bool = False
     """Whether the network is told w, and guides itself in one pass."""
+    guidance_rescale: float = 0.0
+    """Share of `Rescale` where the model is guided."""
     bottleneck: str | None = None
     """Name of the network's submodule with its most condensed features (which a discriminator reads), if known."""
     family: Family | None = None
@@ -91,7 +93,10 @@ class DiffusionModel:
         """The network as a teacher: guided where the condition's w is not 0, then thresholded."""
         denoiser: Denoiser = self.denoiser(autocast=autocast)
         if guided and self.null_cond is not None and not self.reads_guidance:
-            denoiser = Guided(denoiser, self.null_cond)
+            phi = self.guidance_rescale
+            denoiser = Guided(
+                denoiser, self.null_cond, Rescale(phi, self.prediction, self.schedule) if phi > 0 else None
+            )
         if threshold is None or isinstance(threshold, NoThreshold):
             return denoiser
         return Thresholded(denoiser, threshold)

@@ -66,14 +66,13 @@ class Recipe:
     @property
     def guidance(self) -> tuple[float, float]:
         """Range of w; equal ends where it is fixed."""
-        w = self.config.teacher.guidance
-        return (w, w) if isinstance(w, (int, float)) else (w[0], w[1])
+        return self.config.teacher.w
 
     @property
     def student_guidance(self) -> float:
         """The w that the exported student has, and that it is evaluated at."""
         chosen = self.config.student.guidance
-        return sum(self.guidance) / 2 if chosen is None else chosen
+        return sum(self.guidance) / 2 if chosen is None else self.config.teacher.as_w(chosen)
 
     @cached_property
     def priors(self) -> SourcePriors:
@@ -216,9 +215,10 @@ class Recipe:
         teacher = load_model(self.config.teacher.model, weights=self.config.teacher.weights)
         if max(self.guidance) > 0 and teacher.null_cond is None and not teacher.reads_guidance:
             raise ConfigError(
-                f"`teacher.guidance` must be 0 for a teacher without an unconditional class, but is "
-                f"{self.config.teacher.guidance} instead. Set `teacher.guidance=0`."
+                f"`teacher.guidance` must be left out for a teacher without an unconditional class, but is "
+                f"{self.config.teacher.guidance} instead. Set `teacher.guidance=null`."
             )
+        teacher.guidance_rescale = self.config.teacher.guidance_rescale
         return teacher
 
     def student_of(self, teacher: DiffusionModel) -> DiffusionModel:

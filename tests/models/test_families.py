@@ -25,8 +25,9 @@ def bound(folder, prompts=WORDS, negative=None):
     return model
 
 
-def ours(model, noise, *, steps, guidance_scale):
+def ours(model, noise, *, steps, guidance_scale, guidance_rescale=0.0):
     w = torch.full((len(noise),), w_from_guidance_scale(guidance_scale))
+    model.guidance_rescale = guidance_rescale
     denoiser = model.expert(guided=guidance_scale > 1)
     return sample(
         denoiser, noise, times=uniform_grid(steps), cond=torch.arange(len(noise)), w=w, schedule=model.schedule
@@ -51,6 +52,16 @@ def test_stable_diffusion_steps_as_its_pipeline(tmp_path, scheduler, negative):
     noise = noise_of(model)
     expected = theirs(folder, noise, num_inference_steps=4, guidance_scale=4.0, negative_prompt=[negative or ""] * 3)
     torch.testing.assert_close(ours(model, noise, steps=4, guidance_scale=4.0), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_guidance_is_rescaled_as_its_pipeline_does(tmp_path, prediction_type):
+    folder = save_pipeline("stable_diffusion", tmp_path, prediction_type=prediction_type)
+    model, call = bound(folder), {"guidance_scale": 6.0, "guidance_rescale": 0.7}
+    noise = noise_of(model)
+    expected = theirs(folder, noise, num_inference_steps=4, **call)
+    torch.testing.assert_close(ours(model, noise, steps=4, **call), expected, rtol=0, atol=2e-4)
+    assert float((ours(model, noise, steps=4, guidance_scale=6.0) - expected).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("family", PIPELINES)
