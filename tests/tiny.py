@@ -7,8 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 __all__ = ["PIPELINES", "byte_tokenizer", "save_pipeline", "tiny_vae"]
 
@@ -45,9 +53,9 @@ def tiny_vae(channels: int = 4, **more) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def _unet(context: int, **more) -> UNet2DConditionModel:
+def _unet(context: int, *, in_channels: int = 4, **more) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=LATENT, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        sample_size=LATENT, in_channels=in_channels, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=context, attention_head_dim=2, norm_num_groups=4, **more,
     )  # fmt: skip
@@ -60,16 +68,54 @@ def _discrete_scheduler(**more) -> DDIMScheduler:
     )  # fmt: skip
 
 
-def stable_diffusion(folder: Path, **scheduler) -> StableDiffusionPipeline:
+def stable_diffusion(folder: Path, *, unet: dict | None = None, **scheduler) -> StableDiffusionPipeline:
     """As Stable Diffusion 1.5."""
     return StableDiffusionPipeline(
         vae=tiny_vae(), text_encoder=CLIPTextModel(clip_config(16)), tokenizer=byte_tokenizer(folder / "words"),
-        unet=_unet(16), scheduler=_discrete_scheduler(**scheduler), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
+        unet=_unet(16, **(unet or {})), scheduler=_discrete_scheduler(**scheduler), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 
-PIPELINES: dict[str, Callable[..., object]] = {"stable_diffusion": stable_diffusion}
+def sdxl(folder: Path, *, unet: dict | None = None, zeros: bool = True, **scheduler) -> StableDiffusionXLPipeline:
+    """As Stable Diffusion XL."""
+    words = byte_tokenizer(folder / "words")
+    parts = {
+        "vae": tiny_vae(),
+        "text_encoder": CLIPTextModel(clip_config(16)),
+        "text_encoder_2": CLIPTextModelWithProjection(clip_config(8, projection_dim=12)),
+    }
+    added = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 12 + 6 * 4}
+    denoiser = _unet(16 + 8, addition_embed_type="text_time", **added, **(unet or {}))
+    return StableDiffusionXLPipeline(
+        **parts, tokenizer=words, tokenizer_2=words, unet=denoiser, scheduler=_discrete_scheduler(**scheduler),
+        force_zeros_for_empty_prompt=zeros, add_watermarker=False,
+    )  # fmt: skip
+
+
+def ssd1b(folder: Path, **scheduler) -> StableDiffusionXLPipeline:
+    """As SSD-1B: asked as `sdxl` is, by a UNet without a middle and with fewer transformer layers on its way up."""
+    layers = {"transformer_layers_per_block": [1, 2], "reverse_transformer_layers_per_block": [[2, 1], 1]}
+    return sdxl(folder, unet={"mid_block_type": None, **layers}, **scheduler)
+
+
+def dit(folder: Path, *, classes: int = 1000, **scheduler) -> DiTPipeline:
+    """As DiT-XL-2: predicts a variance too, and names its classes."""
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
+        sample_size=LATENT, num_embeds_ada_norm=classes,
+    )  # fmt: skip
+    pipeline = DiTPipeline(transformer, tiny_vae(), _discrete_scheduler(**scheduler))
+    pipeline.register_to_config(id2label={str(i): f"class {i}, number {i}" for i in range(classes)})
+    return pipeline
+
+
+PIPELINES: dict[str, Callable[..., object]] = {
+    "stable_diffusion": stable_diffusion,
+    "sdxl": sdxl,
+    "ssd1b": ssd1b,
+    "dit": dit,
+}
 """Builder of a tiny pipeline of each family; gets a folder to work in."""
 
 

@@ -5,7 +5,9 @@ To add a family: see `family`, and a row in `FAMILIES`.
 | family | module | reads pipelines (folders, URLs, hub ids) with |
 | --- | --- | --- |
 | unet | `unet` | UNet2DModel |
+| sdxl | `sdxl` | UNet2DConditionModel with CLIPTextModelWithProjection |
 | stable_diffusion | `stable_diffusion` | UNet2DConditionModel |
+| dit | `dit` | DiTTransformer2DModel, or Transformer2DModel as it was called |
 | - | `module` | `module.path:factory` |
 """
 
@@ -28,7 +30,10 @@ __all__ = ["FAMILIES", "DiffusionModel", "Family", "load_model", "student_of"]
 
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
+    ("UNet2DConditionModel", "CLIPTextModelWithProjection"): "ddil_ray.models.sdxl",
     ("UNet2DConditionModel",): "ddil_ray.models.stable_diffusion",
+    ("DiTTransformer2DModel",): "ddil_ray.models.dit",
+    ("Transformer2DModel",): "ddil_ray.models.dit",
 }
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""

@@ -24,7 +24,7 @@ from ddil_ray.prompts import Embeddings
 if TYPE_CHECKING:
     from ddil_ray.models.model import DiffusionModel
 
-__all__ = ["Family", "TextEncoder", "checked_prediction", "load_component", "read_config"]
+__all__ = ["Family", "TextEncoder", "checked_prediction", "load_component", "read_config", "unreadable"]
 
 
 class TextEncoder(ABC):
@@ -109,7 +109,7 @@ def read_config(folder: Path, component: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / component / name).read_text())
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return config
 
 
@@ -125,11 +125,12 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
             folder / component, low_cpu_mem_usage=False, variant="fp16" if half else None, torch_dtype=torch.float32
         )
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return network.eval()
 
 
-def _unreadable(folder: Path, error: Exception) -> ConfigError:
+def unreadable(folder: Path, error: Exception) -> ConfigError:
+    """What to raise where a component of the pipeline in `folder` cannot be read."""
     return ConfigError(
         f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {error}. "
         "Save the pipeline again with `save_pretrained`."
