@@ -260,6 +260,7 @@ class Trainer(_Resources):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     clip_norm: Positive = 1.0
     ema_decay: Fraction = 0.99
+    ema_offload: bool = Field(False, description="keep the averaged weights in the CPU's memory")
     accumulate: Count = Field(1, description="micro-batches per step")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_failures: Annotated[StrictInt, Field(ge=0)] = 3

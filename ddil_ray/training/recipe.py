@@ -166,6 +166,7 @@ class Recipe:
             decay=t.decay,
             clip_norm=t.clip_norm,
             ema_decay=t.ema_decay,
+            ema_offload=t.ema_offload,
             accumulate=t.accumulate,
             precision=t.precision,
         )
