@@ -22,7 +22,6 @@ __all__ = [
     "Role",
     "Shift",
     "States",
-    "Student",
     "Sync",
     "Teacher",
     "Threshold",
@@ -60,14 +59,6 @@ class Teacher(Group):
         if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:
             raise ValueError(f"guidance must be [low, high] with low <= high, but is {list(self.guidance)}")
         return self
-
-
-class Student(Group):
-    """The model that is trained, a copy of the teacher at first."""
-
-    guidance: NonNegative | None = Field(
-        None, description="w of the exported student where it was trained over a range; default: the middle"
-    )
 
 
 class Data(Group):

@@ -42,7 +42,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     student = recipe.student_of(teacher)
     student.network.to(best_device())
     images, labels = (torch.from_numpy(np.array(ray.get(part))) for part in (context.images, context.labels))
-    objective = recipe.objective(teacher, images)
+    objective = recipe.objective(student, images)
     if objective.asks_in_trainer:
         teacher.network.to(best_device())
     recipe.equip(objective, teacher, images, labels)
