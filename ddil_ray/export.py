@@ -10,6 +10,8 @@ from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
 
 from ddil_ray.models import DiffusionModel
+from ddil_ray.models.lora import fused, save_lora
+from ddil_ray.trained import is_adapted
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
 
@@ -37,6 +39,17 @@ images = pipeline({example}, generator=torch.manual_seed(0)).images
 
 _MODULE_USAGE = """The network's weights are in `model.safetensors`; load them as `teacher.weights` beside
 `teacher.model` = the factory the teacher came from, or with `safetensors.torch.load_model`.
+"""
+
+_LORA_USAGE = """
+The adapters that were trained are fused into the network here, and alone in `lora/`:
+`pipeline.load_lora_weights("path/to/this/folder/lora")` puts them onto the pipeline that training started from. Take
+this folder's scheduler then.
+"""
+
+_FUSED_USAGE = """
+The adapters that were trained are fused into the network; there is no file of them alone, since diffusers loads none
+into this kind of pipeline.
 """
 
 
@@ -72,20 +85,25 @@ def save_model_folder(
 
     Args:
         folder: made if it is not there.
-        model: becomes a pipeline of its family; one without a family becomes safetensors.
+        model: becomes a pipeline of its family; one without a family becomes safetensors. Adapters are fused into the
+            network, and written alone to `folder`/lora where diffusers can load them.
         scheduler: of the pipeline; DDIM on the trailing grid by default.
         name, description, facts: for the card.
         steps: number of steps in the card's example.
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if model.family is not None:
-        model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w).save_pretrained(folder)
-        example = model.family.example(model, steps=steps)
+    whole, pipeline = fused(model), None
+    if whole.family is not None:
+        pipeline = whole.family.pipeline(whole, scheduler or ddim_scheduler(whole), w=w)
+        pipeline.save_pretrained(folder)
+        example = whole.family.example(whole, steps=steps)
         library, usage = "diffusers", _PIPELINE_USAGE.format(example=example)
     else:
-        save_model(model.network, str(folder / "model.safetensors"))
+        save_model(whole.network, str(folder / "model.safetensors"))
         library, usage = "safetensors", _MODULE_USAGE
+    if is_adapted(model.network):
+        usage += _LORA_USAGE if save_lora(folder / "lora", model, type(pipeline)) else _FUSED_USAGE
     table = "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items())
     (folder / "README.md").write_text(
         _CARD.format(name=name, description=description, library=library, usage=usage, facts=table)

@@ -76,8 +76,8 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
     objective = recipe.config.objective
     last = list(rounds)[-1]
     scheduler = None
-    if made.objective.lcm_scheduler and made.teacher.scheduler_config:
-        scheduler = consistency_scheduler(made.teacher, **made.objective.lcm_scheduler)
+    if made.objective.lcm_scheduler and rounds[last].scheduler_config:
+        scheduler = consistency_scheduler(rounds[last], **made.objective.lcm_scheduler)
     w = recipe.student_guidance
     for steps, model in rounds.items():
         save_model_folder(

@@ -22,7 +22,6 @@ __all__ = [
     "Role",
     "Shift",
     "States",
-    "Student",
     "Sync",
     "Teacher",
     "Threshold",
@@ -82,16 +81,6 @@ class Teacher(Group):
     def as_w(self, guidance: float) -> float:
         """w of a number in this config's convention."""
         return guidance - 1 if self.guidance_convention == "scale" else guidance
-
-
-class Student(Group):
-    """The model that is trained, a copy of the teacher at first."""
-
-    guidance: NonNegative | None = Field(
-        None,
-        description="of the exported student where it was trained over a range, in teacher.guidance_convention; "
-        "default: the middle",
-    )
 
 
 class Data(Group):
@@ -284,6 +273,7 @@ class Trainer(_Resources):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     clip_norm: Positive = 1.0
     ema_decay: Fraction = 0.99
+    ema_offload: bool = Field(False, description="keep the averaged weights in the CPU's memory")
     accumulate: Count = Field(1, description="micro-batches per step")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_failures: Annotated[StrictInt, Field(ge=0)] = 3

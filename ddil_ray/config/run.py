@@ -17,13 +17,13 @@ from ddil_ray.config.groups import (
     Role,
     Shift,
     States,
-    Student,
     Sync,
     Teacher,
     Threshold,
     Tracking,
     Trainer,
 )
+from ddil_ray.config.student import Student
 
 __all__ = ["RunConfig"]
 

@@ -23,10 +23,11 @@ from pathlib import Path
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.factory import is_factory
 from ddil_ray.models.family import Family
+from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
-__all__ = ["FAMILIES", "DiffusionModel", "Family", "load_model", "student_of"]
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "Lora", "load_model", "student_of"]
 
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
@@ -60,15 +61,26 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     return _load_hub(spec)
 
 
-def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> DiffusionModel:
-    """A trainable copy of `teacher`, optionally told the guidance it is to imitate.
+def student_of(
+    teacher: DiffusionModel, *, guidance_embedding: bool = False, lora: Lora | None = None
+) -> DiffusionModel:
+    """A trainable copy of `teacher`, optionally told the guidance it is to imitate; with `lora`, adapters on `teacher`.
 
     Raises:
-        ConfigError: the family has no guidance embedding.
+        ConfigError: the family has no guidance embedding, or the network does not take such adapters.
     """
+    told = guidance_embedding and not teacher.reads_guidance
+    if lora is not None:
+        if told:
+            raise ConfigError(
+                "`student.lora` must be null for a student that is to be told guidance, but is set instead: there is "
+                "no guidance embedding among diffusers' adapters. Train the whole network, or set "
+                "`objective.guidance_embedding=false` and `teacher.guidance` to one number."
+            )
+        return adapted(teacher, lora)
     student = teacher.copy()
     student.network.train().requires_grad_(True)
-    if not guidance_embedding or student.reads_guidance:
+    if not told:
         return student
     if student.family is None:
         raise ConfigError(

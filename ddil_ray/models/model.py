@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.models.latents import LatentCodec
 from ddil_ray.prompts import PromptBank
+from ddil_ray.trained import copy_network
 
 if TYPE_CHECKING:
     from ddil_ray.models.family import Family
@@ -70,8 +70,8 @@ class DiffusionModel:
         return replace(self, network=network)
 
     def copy(self) -> DiffusionModel:
-        """The same model with weights of its own."""
-        return self.with_network(copy.deepcopy(self.network))
+        """The same model with trained weights of its own; what adapters sit on is shared."""
+        return self.with_network(copy_network(self.network))
 
     def bind(self, bank: PromptBank | None) -> None:
         """Let the network, and every later copy of it, find embeddings of prompt ids in `bank`."""

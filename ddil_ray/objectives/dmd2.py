@@ -8,7 +8,6 @@ DDIL.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,7 @@ from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
+from ddil_ray.trained import copy_network, load_trained_state, set_trainable, trained_state
 
 __all__ = [
     "DistributionMatching",
@@ -147,8 +147,8 @@ class DistributionMatching:
         self._expert, self._data = expert, data
 
     def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
-        """Start the fake score from the student, which is the teacher then."""
-        network = copy.deepcopy(student).requires_grad_(True)
+        """Start the fake score from the student, which knows what its teacher does then."""
+        network = set_trainable(copy_network(student))
         example = None
         if self.gan_layer is not None:
             assert self._data is not None
@@ -193,10 +193,10 @@ class DistributionMatching:
         metrics = {"dmd/gradient": float(gradient.abs().mean()), "dmd/scores_apart": float((fake - real).abs().mean())}
         loss = per_row.mean()
         if self.gan_weight > 0:
-            self._bare.requires_grad_(False)  # the gradient passes through the critic, to the student alone
+            set_trainable(self._bare, False)  # the gradient passes through the critic, to the student alone
             x_t, t = self._renoised(x_0, generator)
             logits = self._under_autocast(student, self._bare.logits, x_t, t, batch.cond)
-            self._bare.requires_grad_(True)
+            set_trainable(self._bare)
             adversarial = student_adversarial_loss(logits.double())
             metrics["gan/student_loss"] = float(adversarial.detach())
             loss = loss + self.gan_weight * adversarial
@@ -258,12 +258,12 @@ class DistributionMatching:
     def state_dict(self) -> dict[str, Any]:
         """The critic, and whose turn it is."""
         assert self._bare is not None
-        return {"critic": self._bare.state_dict(), "iteration": self._iteration}
+        return {"critic": trained_state(self._bare), "iteration": self._iteration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore critic and turn."""
         assert self._bare is not None
-        self._bare.load_state_dict(state["critic"])
+        load_trained_state(self._bare, state["critic"])
         self._iteration = state["iteration"]
 
 

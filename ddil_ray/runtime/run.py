@@ -47,6 +47,8 @@ _KEPT_ON_RESUME = (
     "states",
     "objective",
     "teacher",
+    "student.model",
+    "student.lora",
     "data",
     "seed",
 )

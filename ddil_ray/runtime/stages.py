@@ -80,16 +80,17 @@ class Stage:
         bind_prompts(self.teacher, context)
         self.images = torch.from_numpy(np.array(ray.get(context.images)))
         self.conditions = Conditions(torch.from_numpy(np.array(ray.get(context.labels))), self.recipe.guidance)
-        self.objective = self.recipe.objective(self.teacher, self.images)
+        student = self.recipe.student_of(self.teacher)
+        student.network.to(self.device).eval().requires_grad_(False)
+        self.objective = self.recipe.objective(student, self.images)
         self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
         threshold = self.recipe.teacher_threshold(self.images)
-        self.expert = Expert(self.teacher, self._frozen_student(), threshold, self.autocast)
+        self.expert = Expert(self.teacher, student, threshold, self.autocast)
         self.known = (-1, -1)
 
     def _frozen_student(self) -> DiffusionModel:
-        student = self.recipe.student_of(self.teacher)
-        student.network.to(self.device).eval().requires_grad_(False)
-        return student
+        """Another student, for weights of its own."""
+        return self.expert.student.copy()
 
     def _admitted(self, phase: int, min_version: int, maker: StateMaker | None) -> None:
         grant = ray.get(self.context.hub.admit.remote(phase, min_version, self.known))

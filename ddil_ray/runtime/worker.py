@@ -23,7 +23,7 @@ from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
-from ddil_ray.training.weights import flatten_weights
+from ddil_ray.training.weights import flatten_weights, load_trained_state
 
 __all__ = ["load_rank_state", "train_worker"]
 
@@ -42,7 +42,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     student = recipe.student_of(teacher)
     student.network.to(best_device())
     images, labels = (torch.from_numpy(np.array(ray.get(part))) for part in (context.images, context.labels))
-    objective = recipe.objective(teacher, images)
+    objective = recipe.objective(student, images)
     if objective.asks_in_trainer:
         teacher.network.to(best_device())
     recipe.equip(objective, teacher, images, labels)
@@ -184,5 +184,5 @@ def _phase_teacher(learner: Learner) -> Any:
     """Weights of the finished round before this one, which teach it."""
     network = learner.student.copy().network
     before = learner.objective.phases[learner.phase.index - 1].student_steps
-    network.load_state_dict(learner.rounds[before])
+    load_trained_state(network, learner.rounds[before])
     return flatten_weights(network)

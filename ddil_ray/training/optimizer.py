@@ -40,6 +40,8 @@ class OptimizerSettings:
     decay: str = "constant"
     clip_norm: float = 1.0
     ema_decay: float = 0.99
+    ema_offload: bool = False
+    """Keep the averaged weights in the CPU's memory."""
     accumulate: int = 1
     precision: str = "fp32"
 

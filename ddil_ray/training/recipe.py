@@ -14,7 +14,8 @@ from ddil_ray.data import ImageData, check_against_teacher, check_fills_batch, l
 from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
 from ddil_ray.errors import ConfigError, DataError
-from ddil_ray.models import DiffusionModel, load_model, student_of
+from ddil_ray.models import DiffusionModel, Lora, load_model, student_of
+from ddil_ray.models.match import load_student
 from ddil_ray.objectives import OBJECTIVES, Objective, RealData
 from ddil_ray.prompts import Prompts
 from ddil_ray.states.batch import Origin
@@ -87,11 +88,11 @@ class Recipe:
         segment = None if states.mixed_segment == "trajectory" else states.mixed_segment
         return Mixing(_prior(states.mixed_teacher_probability), segment, states.mixed_takeover)
 
-    def objective(self, teacher: DiffusionModel, images: Tensor) -> Objective:
-        """The method, for `teacher`; `images` calibrate a threshold that is per channel.
+    def objective(self, student: DiffusionModel, images: Tensor) -> Objective:
+        """The method, for `student`; `images` calibrate a threshold that is per channel.
 
         Raises:
-            ConfigError: a discriminator that is to read what is no layer of the teacher's network, or a grid of times
+            ConfigError: a discriminator that is to read what is no layer of the student's network, or a grid of times
                 that diffusers' scheduler would not sample the student at.
         """
         config = self.config.objective
@@ -99,9 +100,9 @@ class Recipe:
         if config.type != "pd" and self.config.states.teacher_substeps is not None:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
         if config.type == "dmd2" and config.gan_weight > 0:
-            settings["gan_layer"] = _discriminated_layer(teacher, config.gan_layer)
-        objective = OBJECTIVES[config.type](teacher.schedule, threshold=self.target_threshold(images), **settings)
-        _check_exported_grid(config.type, objective, teacher)
+            settings["gan_layer"] = _discriminated_layer(student, config.gan_layer)
+        objective = OBJECTIVES[config.type](student.schedule, threshold=self.target_threshold(images), **settings)
+        _check_exported_grid(config.type, objective, student)
         return objective
 
     def role_of(self, origin: Origin) -> Role:
@@ -165,6 +166,7 @@ class Recipe:
             decay=t.decay,
             clip_norm=t.clip_norm,
             ema_decay=t.ema_decay,
+            ema_offload=t.ema_offload,
             accumulate=t.accumulate,
             precision=t.precision,
         )
@@ -200,8 +202,7 @@ class Recipe:
         data = data or self.load_data(teacher)
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
-        objective = self.objective(teacher, data.images)
-        self.student_of(teacher)
+        objective = self.objective(self.student_of(teacher), data.images)
         plans = self.plans(len(objective.phases))
         threshold = self.teacher_threshold(data.images)
         return Ingredients(teacher, data, objective, plans, threshold, self.max_staleness(plans), prompts)
@@ -222,9 +223,16 @@ class Recipe:
         return teacher
 
     def student_of(self, teacher: DiffusionModel) -> DiffusionModel:
-        """A new student of `teacher`."""
+        """A new student of `teacher`.
+
+        Raises:
+            ConfigError: `student.model` cannot be loaded or is no match for `teacher`; see also `models.student_of`.
+        """
+        config = self.config.student
         embedded = bool(getattr(self.config.objective, "guidance_embedding", False))
-        return student_of(teacher, guidance_embedding=embedded)
+        base = teacher if config.model is None else load_student(config.model, teacher)
+        lora = None if config.lora is None else Lora(**config.lora.model_dump())
+        return student_of(base, guidance_embedding=embedded, lora=lora)
 
     def load_data(self, teacher: DiffusionModel) -> ImageData:
         """The training images, checked against the teacher.
@@ -319,23 +327,23 @@ class Recipe:
         return THRESHOLDS[config.mode](**settings[config.mode])
 
 
-def _discriminated_layer(teacher: DiffusionModel, chosen: str | None) -> str:
+def _discriminated_layer(student: DiffusionModel, chosen: str | None) -> str:
     """Name of the submodule that a discriminator reads."""
-    layer = chosen or teacher.bottleneck
-    names = [name for name, _ in teacher.network.named_modules() if name]
+    layer = chosen or student.bottleneck
+    names = [name for name, _ in student.network.named_modules() if name]
     if layer is None:
         raise ConfigError(
-            "`objective.gan_layer` must name a submodule of the teacher's network for a discriminator, but is not set, "
-            f"and none is known for this teacher. Set it to one of {', '.join(names[:8])}, ... or set "
+            "`objective.gan_layer` must name a submodule of the student's network for a discriminator, but is not set, "
+            f"and none is known for this student. Set it to one of {', '.join(names[:8])}, ... or set "
             "`objective.gan_weight=0`."
         )
     if layer not in names:
         close = difflib.get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
         raise ConfigError(
-            f"`objective.gan_layer` must be a submodule of the teacher's network, but is {layer!r} instead. "
+            f"`objective.gan_layer` must be a submodule of the student's network, but is {layer!r} instead. "
             f"The closest are {', '.join(close)}."
         )
-    if not _gives_features(teacher, layer):
+    if not _gives_features(student, layer):
         raise ConfigError(
             f"`objective.gan_layer` must be a submodule that is called with every image and gives a tensor of features "
             f"(B, ..., C), but {layer!r} does not. Name a block, such as the last one before the network widens again."
@@ -344,32 +352,32 @@ def _discriminated_layer(teacher: DiffusionModel, chosen: str | None) -> str:
 
 
 @torch.no_grad()
-def _gives_features(teacher: DiffusionModel, layer: str) -> bool:
+def _gives_features(student: DiffusionModel, layer: str) -> bool:
     """Whether a pass of one row brings a tensor of features out of `layer`."""
     seen: list[object] = []
-    hook = teacher.network.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2]))
-    zeros = torch.zeros(1, device=next(teacher.network.parameters()).device)
-    x_t = torch.zeros(1, *teacher.sample_shape, device=zeros.device)
+    hook = student.network.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2]))
+    zeros = torch.zeros(1, device=next(student.network.parameters()).device)
+    x_t = torch.zeros(1, *student.sample_shape, device=zeros.device)
     try:
-        teacher.network(x_t, zeros, zeros.long(), zeros)
+        student.network(x_t, zeros, zeros.long(), zeros)
     finally:
         hook.remove()
     features = seen[-1][0] if seen and isinstance(seen[-1], tuple) else seen[-1] if seen else None
     return isinstance(features, Tensor) and features.ndim >= 2 and len(features) == 1
 
 
-def _check_exported_grid(kind: str, objective: Objective, teacher: DiffusionModel) -> None:
+def _check_exported_grid(kind: str, objective: Objective, student: DiffusionModel) -> None:
     """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly."""
-    if objective.lcm_scheduler is None or not teacher.scheduler_config:
+    if objective.lcm_scheduler is None or not student.scheduler_config:
         return
     grid = int(objective.lcm_scheduler["original_inference_steps"])
-    timesteps = int(teacher.scheduler_config.get("num_train_timesteps", 1000))
+    timesteps = int(student.scheduler_config.get("num_train_timesteps", 1000))
     if timesteps % grid:
         setting = "solver_steps" if kind == "lcm" else "student_steps"
         fits = max(n for n in range(1, grid) if timesteps % n == 0)
         raise ConfigError(
-            f"`objective.{setting}` must divide the teacher's {timesteps} timesteps, or diffusers would sample the "
-            f"student at other times than it was trained at, but is {grid} instead. The nearest below is {fits}."
+            f"`objective.{setting}` must divide the {timesteps} timesteps of the schedule, or diffusers would sample "
+            f"the student at other times than it was trained at, but is {grid} instead. The nearest below is {fits}."
         )
 
 

@@ -56,7 +56,7 @@ def test_a_threshold_of_the_target_changes_what_the_student_learns(objective):
 
 @pytest.mark.parametrize(
     ("layer", "expected"),
-    [(None, "none is known for this teacher"), ("insid", r"but is 'insid' instead. The closest are inside")],
+    [(None, "none is known for this student"), ("insid", r"but is 'insid' instead. The closest are inside")],
 )
 def test_a_discriminator_reads_a_layer_that_is_there(layer, expected):
     with pytest.raises(ConfigError, match=expected):
