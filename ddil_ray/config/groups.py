@@ -68,6 +68,9 @@ class Student(Group):
     guidance: NonNegative | None = Field(
         None, description="w of the exported student where it was trained over a range; default: the middle"
     )
+    license: str | None = Field(
+        None, description="licence in the student's model card, as the hub names it; default: the teacher's"
+    )
 
 
 class Data(Group):
