@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,32 +11,33 @@ from typing import Any
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
 
-from ddil_ray.models import DiffusionModel
+from ddil_ray.card import Base, write_card
+from ddil_ray.models import DiffusionModel, Family
 from ddil_ray.models.lora import fused, save_lora
 from ddil_ray.trained import is_adapted
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
-
-_CARD = """---
-library_name: {library}
-tags: [diffusion, distillation, ddil]
-license: other
----
-# {name}
-
-{description}
-
-{usage}
-{facts}
-"""
 
 _PIPELINE_USAGE = """```python
 import torch
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-images = pipeline({example}, generator=torch.manual_seed(0)).images
+images = pipeline({arguments}, generator=torch.manual_seed(0)).images
 ```
+
+{guidance}The scheduler in this folder visits the timesteps {timesteps}
+for `num_inference_steps={steps}` by itself: pass no `timesteps`, and keep the scheduler.
+"""
+
+_GUIDANCE_INSIDE = """**Always pass `guidance_scale=1`.** Guidance is in the weights already; told nothing, this
+pipeline guides a second time.
+
+"""
+
+_GUIDANCE_TOLD = """**Always pass `guidance_scale`.** The network reads it: `guidance_scale` is w + 1, so that {scale:g}
+is w = {w:g}.
+
 """
 
 _MODULE_USAGE = """The network's weights are in `model.safetensors`; load them as `teacher.weights` beside
@@ -55,19 +58,20 @@ into this kind of pipeline.
 
 def ddim_scheduler(teacher: DiffusionModel) -> DDIMScheduler:
     """DDIM on the trailing grid, whose N timesteps are the times n / N of this library; clips nothing."""
-    changes = {"timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
-    return DDIMScheduler.from_config({**_unclipped(teacher), **changes})
+    return DDIMScheduler(**{**_unclipped(teacher, DDIMScheduler), "timestep_spacing": "trailing"})
 
 
 def consistency_scheduler(teacher: DiffusionModel, **grid: Any) -> LCMScheduler:
     """LCMScheduler on the `grid` (settings of it) that a renoising student was trained on."""
-    return LCMScheduler.from_config({**_unclipped(teacher), **grid})
+    return LCMScheduler(**{**_unclipped(teacher, LCMScheduler), **grid})
 
 
-def _unclipped(teacher: DiffusionModel) -> dict[str, Any]:
-    """The teacher's schedule without clipping. diffusers' own `_` entries would make it ignore what is set here."""
-    config = {key: value for key, value in teacher.scheduler_config.items() if not key.startswith("_")}
-    return {**config, "clip_sample": False, "thresholding": False}
+def _unclipped(teacher: DiffusionModel, kind: Any) -> dict[str, Any]:
+    """The teacher's schedule without clipping, as far as a scheduler of class `kind` has it; with `steps_offset` 1,
+    which neither grid reads, since diffusers' pipelines warn of another."""
+    known = inspect.signature(kind).parameters
+    config = {key: value for key, value in teacher.scheduler_config.items() if key in known}
+    return {**config, "clip_sample": False, "thresholding": False, "steps_offset": 1}
 
 
 def save_model_folder(
@@ -79,6 +83,7 @@ def save_model_folder(
     description: str,
     steps: int,
     w: float = 0.0,
+    base: Base | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write `model` with a model card.
@@ -88,23 +93,49 @@ def save_model_folder(
         model: becomes a pipeline of its family; one without a family becomes safetensors. Adapters are fused into the
             network, and written alone to `folder`/lora where diffusers can load them.
         scheduler: of the pipeline; DDIM on the trailing grid by default.
-        name, description, facts: for the card.
+        name, description, base, facts: for the card, see `write_card`.
         steps: number of steps in the card's example.
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole, pipeline = fused(model), None
+    library, usage, tag = "safetensors", _MODULE_USAGE, None
     if whole.family is not None:
         pipeline = whole.family.pipeline(whole, scheduler or ddim_scheduler(whole), w=w)
         pipeline.save_pretrained(folder)
-        example = whole.family.example(whole, steps=steps)
-        library, usage = "diffusers", _PIPELINE_USAGE.format(example=example)
+        _forget_origins(folder)
+        library, usage = "diffusers", _usage(whole, whole.family, pipeline.scheduler, steps=steps, w=w)
+        tag = "text-to-image" if whole.prompted else "unconditional-image-generation"
     else:
         save_model(whole.network, str(folder / "model.safetensors"))
-        library, usage = "safetensors", _MODULE_USAGE
     if is_adapted(model.network):
         usage += _LORA_USAGE if save_lora(folder / "lora", model, type(pipeline)) else _FUSED_USAGE
-    table = "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items())
-    (folder / "README.md").write_text(
-        _CARD.format(name=name, description=description, library=library, usage=usage, facts=table)
+    write_card(
+        folder,
+        title=name,
+        description=description,
+        usage=usage.rstrip(),
+        library=library,
+        pipeline_tag=tag,
+        base=base,
+        facts=facts,
     )
+
+
+def _usage(model: DiffusionModel, family: Family, scheduler: Any, *, steps: int, w: float) -> str:
+    """The exact call of the pipeline, and what to heed."""
+    scale, arguments, guidance = family.guidance_scale(model, w), family.example(model, steps=steps), ""
+    if scale is not None:
+        arguments += f", guidance_scale={scale:g}"
+        guidance = _GUIDANCE_TOLD.format(scale=scale, w=w) if model.reads_guidance else _GUIDANCE_INSIDE
+    scheduler.set_timesteps(steps)
+    timesteps = ", ".join(f"{t:g}" for t in scheduler.timesteps.tolist())
+    return _PIPELINE_USAGE.format(arguments=arguments, guidance=guidance, timesteps=timesteps, steps=steps)
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out of every config where on this machine diffusers read the component."""
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -64,7 +64,7 @@ def _unet(context: int, *, in_channels: int = 4, **more) -> UNet2DConditionModel
 def _discrete_scheduler(**more) -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        timestep_spacing="trailing", **more,
+        timestep_spacing="trailing", **{"steps_offset": 1, **more},
     )  # fmt: skip
 
 

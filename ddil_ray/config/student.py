@@ -44,3 +44,6 @@ class Student(Group):
         description="of the exported student where it was trained over a range, in teacher.guidance_convention; "
         "default: the middle",
     )
+    license: str | None = Field(
+        None, description="licence in the student's model card, as the hub names it; default: the teacher's"
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.errors import ConfigError
@@ -90,8 +91,13 @@ class Family(ABC):
         return DiffusionPipeline.from_pretrained(model.folder, **parts)
 
     def example(self, model: DiffusionModel, *, steps: int) -> str:
-        """Arguments of a call of the pipeline that samples a student, for the model card."""
-        return f'prompt="a photo", num_inference_steps={steps}, guidance_scale=1.0'
+        """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card."""
+        return f'prompt="a photo", num_inference_steps={steps}'
+
+    def guidance_scale(self, model: DiffusionModel, w: float) -> float | None:
+        """`guidance_scale` that the pipeline of a student at guidance `w` must be called with: 1 where w is in the
+        weights already, None where it takes none."""
+        return guidance_scale_from_w(w) if model.reads_guidance else 1.0
 
     @abstractmethod
     def plain(self, network: nn.Module, w: float) -> nn.Module:

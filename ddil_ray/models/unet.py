@@ -145,6 +145,9 @@ class PixelUNet(Family):
         labels = ", class_labels=[0] * 8" if model.num_conditions else ""
         return f"batch_size=8, num_inference_steps={steps}{labels}"
 
+    def guidance_scale(self, model: DiffusionModel, w: float) -> None:
+        """See `Family.guidance_scale`."""
+
     def plain(self, network: nn.Module, w: float) -> nn.Module:
         """See `Family.plain`."""
         assert isinstance(network, UNetNetwork)
