@@ -11,7 +11,6 @@ from safetensors.torch import save_model
 
 from ddil_ray.models import DiffusionModel
 from ddil_ray.models.lora import fused, save_lora
-from ddil_ray.trained import is_adapted
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
 
@@ -93,17 +92,16 @@ def save_model_folder(
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole, pipeline = fused(model), None
-    if whole.family is not None:
-        pipeline = whole.family.pipeline(whole, scheduler or ddim_scheduler(whole), w=w)
-        pipeline.save_pretrained(folder)
-        example = whole.family.example(whole, steps=steps)
+    trained, model = model, fused(model)
+    if model.family is not None:
+        model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w).save_pretrained(folder)
+        example = model.family.example(model, steps=steps)
         library, usage = "diffusers", _PIPELINE_USAGE.format(example=example)
     else:
-        save_model(whole.network, str(folder / "model.safetensors"))
+        save_model(model.network, str(folder / "model.safetensors"))
         library, usage = "safetensors", _MODULE_USAGE
-    if is_adapted(model.network):
-        usage += _LORA_USAGE if save_lora(folder / "lora", model, type(pipeline)) else _FUSED_USAGE
+    if trained is not model:
+        usage += _LORA_USAGE if save_lora(folder, trained) else _FUSED_USAGE
     table = "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items())
     (folder / "README.md").write_text(
         _CARD.format(name=name, description=description, library=library, usage=usage, facts=table)
