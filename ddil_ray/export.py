@@ -14,7 +14,6 @@ from safetensors.torch import save_model
 from ddil_ray.card import Base, write_card
 from ddil_ray.models import DiffusionModel, Family
 from ddil_ray.models.lora import fused, save_lora
-from ddil_ray.trained import is_adapted
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
 
@@ -98,18 +97,18 @@ def save_model_folder(
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole, pipeline = fused(model), None
+    trained, model = model, fused(model)
     library, usage, tag = "safetensors", _MODULE_USAGE, None
-    if whole.family is not None:
-        pipeline = whole.family.pipeline(whole, scheduler or ddim_scheduler(whole), w=w)
+    if model.family is not None:
+        pipeline = model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w)
         pipeline.save_pretrained(folder)
         _forget_origins(folder)
-        library, usage = "diffusers", _usage(whole, whole.family, pipeline.scheduler, steps=steps, w=w)
-        tag = "text-to-image" if whole.prompted else "unconditional-image-generation"
+        library, usage = "diffusers", _usage(model, model.family, pipeline.scheduler, steps=steps, w=w)
+        tag = "text-to-image" if model.prompted else "unconditional-image-generation"
     else:
-        save_model(whole.network, str(folder / "model.safetensors"))
-    if is_adapted(model.network):
-        usage += _LORA_USAGE if save_lora(folder / "lora", model, type(pipeline)) else _FUSED_USAGE
+        save_model(model.network, str(folder / "model.safetensors"))
+    if trained is not model:
+        usage += _LORA_USAGE if save_lora(folder, trained) else _FUSED_USAGE
     write_card(
         folder,
         title=name,

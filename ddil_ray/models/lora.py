@@ -7,10 +7,12 @@ Source: Hu et al. 2021, arXiv:2106.09685; as students of distillation Luo et al.
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
@@ -100,27 +102,30 @@ def fused(model: DiffusionModel) -> DiffusionModel:
     return model.with_network(network)
 
 
-def save_lora(folder: Path, model: DiffusionModel, pipeline: Any) -> bool:
+def save_lora(folder: Path, model: DiffusionModel) -> bool:
     """Write the adapters of `model` so that `load_lora_weights` of diffusers reads them, rank and alpha included.
 
     Args:
-        folder: gets `pytorch_lora_weights.safetensors`.
-        model: adapted, of a family.
-        pipeline: class of the pipeline that is to read them.
+        folder: holds the pipeline with the adapters fused into it; gets `lora/pytorch_lora_weights.safetensors`.
+        model: adapted.
 
     Returns:
-        False, and nothing is written, where `pipeline` reads no adapters.
+        False, and nothing is written, where pipelines of that class read no adapters, or there is none.
     """
-    if not hasattr(pipeline, "save_lora_weights"):
+    pipeline: Any = None if model.family is None else _pipeline_class(folder)
+    if model.family is None or not hasattr(pipeline, "save_lora_weights"):
         return False
     from peft import get_peft_model_state_dict
 
-    assert model.family is not None
     root, part = _root(model.network), model.family.component
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(root).items()}
     about = {f"{part}_lora_adapter_metadata": root.peft_config["default"].to_dict()}
-    pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers}, **about)
+    pipeline.save_lora_weights(folder / "lora", **{f"{part}_lora_layers": layers}, **about)
     return True
+
+
+def _pipeline_class(folder: Path) -> Any:
+    return getattr(diffusers, json.loads((folder / "model_index.json").read_text())["_class_name"])
 
 
 def _root(network: nn.Module) -> Any:
