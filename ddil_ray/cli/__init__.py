@@ -15,6 +15,7 @@ from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
+from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError
@@ -24,6 +25,7 @@ __all__ = ["app", "main"]
 _COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
     "train-teacher": train_teacher,
+    "prepare": prepare,
     "sample": sample,
     "evaluate": evaluate,
     "compare": compare,

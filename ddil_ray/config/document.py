@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from ddil_ray.config.ablation import AblationConfig
 from ddil_ray.config.groups import Dmd2, Lcm, Pd
+from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig
 
@@ -25,6 +26,7 @@ _COMMANDS: dict[str, type[BaseModel]] = {
     "`ddil-ray distill`": RunConfig,
     "`ddil-ray train-teacher`": TeacherConfig,
     "`ddil-ray ablate`": AblationConfig,
+    "`ddil-ray prepare`": PrepareConfig,
 }
 
 

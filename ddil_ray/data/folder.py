@@ -12,9 +12,9 @@ from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError
 
-__all__ = ["load_folder"]
+__all__ = ["IMAGE_SUFFIXES", "load_folder"]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 def load_folder(source: str, *, image_size: int | None) -> ImageData:
@@ -25,12 +25,12 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
     """
     try:
         fs, root = fsspec.core.url_to_fs(source)
-        paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in _SUFFIXES)
+        paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None
     if not paths:
         raise DataError(
-            f"`data.source` must be a folder with images ({', '.join(sorted(_SUFFIXES))}), but {source!r} "
+            f"`data.source` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), but {source!r} "
             f"{'holds none' if fs.exists(root) else 'does not exist'}."
         )
     images = [decode_image(_read(fs, p), name=p, image_size=image_size) for p in paths]

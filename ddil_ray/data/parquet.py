@@ -16,7 +16,7 @@ from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError
 
-__all__ = ["load_parquet"]
+__all__ = ["image_array", "load_parquet"]
 
 
 def load_parquet(source: str, *, image_column: str, label_column: str | None, image_size: int | None) -> ImageData:
@@ -76,6 +76,15 @@ def _image(value: Any, column: str, name: str, image_size: int | None) -> Tensor
     content = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(content, bytes):
         return decode_image(content, name=name, image_size=image_size)
+    return torch.from_numpy(image_array(content, column, name))
+
+
+def image_array(content: Any, column: str, name: str) -> np.ndarray[Any, Any]:
+    """(C, H, W) float32 of an array of numbers in `column`.
+
+    Raises:
+        DataError: of another shape, NaN, or beyond [-1, 1].
+    """
     try:
         array = np.asarray(content, dtype=np.float32)
     except (TypeError, ValueError):
@@ -90,7 +99,7 @@ def _image(value: Any, column: str, name: str, image_size: int | None) -> Tensor
             f"`data.image_column` {column!r} must hold finite values in [-1, 1], but {name} has "
             f"{'NaN or infinity' if not np.isfinite(array).all() else f'{np.abs(array).max():g}'}. Rescale the data."
         )
-    return torch.from_numpy(array if array.ndim == 3 else array[None])
+    return array if array.ndim == 3 else array[None]
 
 
 def _labels(table: pa.Table, column: str | None, path: str, rows: int) -> list[int]:

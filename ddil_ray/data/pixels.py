@@ -11,9 +11,33 @@ from torch import Tensor
 
 from ddil_ray.errors import DataError
 
-__all__ = ["decode_image", "stack_images"]
+__all__ = ["decode_image", "open_picture", "picture_tensor", "stack_images"]
 
 _GREY_MODES, _DEEP_GREY_MODES = {"1", "L"}, {"I", "I;16", "I;16B", "I;16L"}
+
+
+def open_picture(content: bytes, *, name: str) -> Image.Image:
+    """A picture of mode L or RGB from an encoded image, turned as its camera says.
+
+    Raises:
+        DataError: not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            if opened.mode in _DEEP_GREY_MODES:  # `convert` would clip 16 bits to 8
+                deep = np.asarray(opened).astype(np.float64).clip(0, 65535)
+                return Image.fromarray((deep / 257).round().astype(np.uint8))
+            return ImageOps.exif_transpose(opened).convert("L" if opened.mode in _GREY_MODES else "RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"`data.source` must hold readable images, but {name} is not one ({error}). Remove or replace it."
+        ) from None
+
+
+def picture_tensor(picture: Image.Image) -> Tensor:
+    """(C, H, W) float32 in [-1, 1] of a picture of mode L or RGB."""
+    pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(pixels.reshape(picture.height, picture.width, -1)).movedim(-1, 0).contiguous()
 
 
 def decode_image(content: bytes, *, name: str, image_size: int | None) -> Tensor:
@@ -24,21 +48,10 @@ def decode_image(content: bytes, *, name: str, image_size: int | None) -> Tensor
     Raises:
         DataError: not an image.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.mode in _DEEP_GREY_MODES:  # `convert` would clip 16 bits to 8
-                deep = np.asarray(opened).astype(np.float64).clip(0, 65535)
-                picture = Image.fromarray((deep / 257).round().astype(np.uint8))
-            else:
-                picture = opened.convert("L" if opened.mode in _GREY_MODES else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"`data.source` must hold readable images, but {name} is not one ({error}). Remove or replace it."
-        ) from None
+    picture = open_picture(content, name=name)
     if image_size is not None:
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
-    return torch.from_numpy(pixels.reshape(picture.height, picture.width, -1)).movedim(-1, 0).contiguous()
+    return picture_tensor(picture)
 
 
 def stack_images(images: list[Tensor], names: list[str]) -> Tensor:

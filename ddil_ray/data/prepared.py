@@ -2,8 +2,11 @@
 
 ```
 dataset.json                    what is there (`Index`)
-latents/<bucket>/*.parquet      one row per image: `cond` and `latent`, and where they come from
+latents/<bucket>/*.parquet      one row per image: `cond`, `latent`, `source` (the row's name in the source),
+                                `original_height`, `original_width` of the image as it was, `crop_top`, `crop_left` in
+                                the resized image
 prompts/*.parquet               one row per distinct prompt, in the order of ids: `text` and its embeddings
+skipped.jsonl                   rows of the source that were left out: `name` and `reason`
 ```
 
 A bucket is named <height>x<width> after its images' size in pixels. `cond` is a prompt id, or a class id where the
@@ -67,6 +70,8 @@ class Index(BaseModel):
     """File and number of its prompts, in the order of ids."""
     embeddings: list[str] = []
     """Names of the embedding columns."""
+    skipped: int = 0
+    """Rows of the source that were left out; skipped.jsonl lists them."""
 
 
 def write_index(url: str, index: Index) -> None:
@@ -103,6 +108,10 @@ def _tensors(table: pa.Table, name: str) -> Tensor:
     return torch.from_numpy(np.concatenate([chunk.to_numpy_ndarray() for chunk in chunks]))
 
 
+def _read(fs: Any, path: str, columns: list[str]) -> pa.Table:
+    return pq.read_table(path, filesystem=fs, columns=columns, page_checksum_verification=True)
+
+
 @dataclass(frozen=True)
 class PreparedPrompts:
     """The embeddings of prepared data; an `EmbeddingSource`. Reads the row groups that the asked prompts are in."""
@@ -129,7 +138,7 @@ class PreparedPrompts:
     def texts(self) -> list[str]:
         """All prompts, in the order of ids."""
         fs, root = fsspec.core.url_to_fs(self.url)
-        tables = (pq.read_table(f"{root}/{name}", filesystem=fs, columns=["text"]) for name, _ in self.files)
+        tables = (_read(fs, f"{root}/{name}", ["text"]) for name, _ in self.files)
         return [text for table in tables for text in table["text"].to_pylist()]
 
     def _read(self, name: str, rows: list[tuple[int, int]]) -> dict[int, Embeddings]:
@@ -137,7 +146,7 @@ class PreparedPrompts:
         fs, root = fsspec.core.url_to_fs(self.url)
         found = {}
         with fs.open(f"{root}/{name}", "rb") as opened:
-            file = pq.ParquetFile(opened)
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             starts = [0, *itertools.accumulate(sizes)]
             groups = {row: bisect.bisect_right(starts, row) - 1 for _, row in rows}
@@ -177,7 +186,7 @@ def _read_latents(source: str, bucket: str) -> tuple[Tensor, Tensor]:
     folder = f"{root.rstrip('/')}/latents/{bucket}"
     try:
         files = sorted(path for path in fs.find(folder) if path.endswith(".parquet"))
-        tables = [pq.read_table(path, filesystem=fs, columns=["cond", "latent"]) for path in files]
+        tables = [_read(fs, path, ["cond", "latent"]) for path in files]
         latents = torch.cat([_tensors(table, "latent") for table in tables if table.num_rows])
         cond = np.concatenate([table["cond"].to_numpy() for table in tables])
     except Exception as error:  # Arrow's, or the filesystem's own

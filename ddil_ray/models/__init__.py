@@ -27,7 +27,7 @@ from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
-__all__ = ["FAMILIES", "DiffusionModel", "Family", "Lora", "load_model", "student_of"]
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "Lora", "find_pipeline", "load_model", "student_of"]
 
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
@@ -50,15 +50,25 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     Raises:
         ConfigError: nothing of that name, or not a pipeline this library knows.
     """
-    if spec.startswith("builtin:"):
-        return _load_builtin(spec.removeprefix("builtin:"))
-    if is_factory(spec):
+    if is_factory(spec) and not spec.startswith("builtin:"):
         return load_module(spec, weights=weights)
-    if "://" in spec:
-        return _load_url(spec)
-    if Path(spec).exists():
-        return _load_folder(Path(spec))
-    return _load_hub(spec)
+    family, folder = find_pipeline(spec)
+    return family.load(folder)
+
+
+def find_pipeline(spec: str) -> tuple[Family, Path]:
+    """The family and the local folder of the pipeline that `spec` names; nothing of it is loaded.
+
+    Raises:
+        ConfigError: see `load_model`.
+    """
+    if spec.startswith("builtin:"):
+        folder = _find_builtin(spec.removeprefix("builtin:"))
+    elif "://" in spec:
+        folder = _fetch_url(spec)
+    else:
+        folder = Path(spec) if Path(spec).exists() else _fetch_hub(spec)
+    return _family_of(folder), folder
 
 
 def student_of(
@@ -90,7 +100,7 @@ def student_of(
     return student.family.with_guidance_embedding(student)
 
 
-def _load_builtin(name: str) -> DiffusionModel:
+def _find_builtin(name: str) -> Path:
     root = resources.files("ddil_ray.presets")
     known = sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
     if name not in known:
@@ -99,10 +109,10 @@ def _load_builtin(name: str) -> DiffusionModel:
             f"'builtin:{name}' instead."
         )
     with resources.as_file(root / name) as folder:
-        return _load_folder(folder)
+        return folder
 
 
-def _load_folder(folder: Path) -> DiffusionModel:
+def _family_of(folder: Path) -> Family:
     index = folder / "model_index.json"
     try:
         components = json.loads(index.read_text())
@@ -115,7 +125,7 @@ def _load_folder(folder: Path) -> DiffusionModel:
     for needed, module in FAMILIES.items():
         if set(needed) <= set(classes):
             family: Family = importlib.import_module(module).FAMILY
-            return family.load(folder)
+            return family
     known = ", ".join(" with ".join(needed) for needed in FAMILIES)
     raise ConfigError(
         f"`teacher.model` must hold one of {known}, but {folder} holds "
@@ -123,7 +133,7 @@ def _load_folder(folder: Path) -> DiffusionModel:
     )
 
 
-def _load_url(url: str) -> DiffusionModel:
+def _fetch_url(url: str) -> Path:
     import fsspec
 
     local = _fetched()
@@ -135,7 +145,7 @@ def _load_url(url: str) -> DiffusionModel:
             f"`teacher.model` must be a readable folder, but {url!r} failed: {error}. Check the address and "
             "its credentials."
         ) from error
-    return _load_folder(local)
+    return local
 
 
 def _fetched() -> Path:
@@ -145,11 +155,11 @@ def _fetched() -> Path:
     return Path(folder.name)
 
 
-def _load_hub(spec: str) -> DiffusionModel:
+def _fetch_hub(spec: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return _load_folder(Path(DiffusionPipeline.download(spec)))
+        return Path(DiffusionPipeline.download(spec))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`teacher.model` must be an existing folder, a URL, `module.path:factory`, `builtin:NAME` or a hub id, "

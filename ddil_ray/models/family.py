@@ -50,6 +50,11 @@ class Family(ABC):
     latent: ClassVar[bool] = True
     """Whether samples are latents of an autoencoder."""
 
+    @property
+    def prompted(self) -> bool:
+        """Whether conditions are prompts: whether it has text encoders."""
+        return type(self).text_encoder is not Family.text_encoder
+
     @abstractmethod
     def load(self, folder: Path) -> DiffusionModel:
         """The denoiser of the pipeline in `folder`, in eval mode on the CPU.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
@@ -23,8 +23,11 @@ __all__ = [
     "demands",
     "evaluation_role",
     "ray_session",
+    "role_alone",
     "with_gpu_shares",
 ]
+
+R = TypeVar("R", bound=Role)
 
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
@@ -103,6 +106,22 @@ def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+def role_alone(name: str, role: R) -> R:
+    """`role`, called `name`, with its share of the connected cluster's GPUs; its actors have it to themselves.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    if role.num_gpus == "auto":
+        role = role.model_copy(update={"num_gpus": _share(role.bounds[0], resources.get("GPU", 0.0))})
+    _check_sum([Demand(name, role.bounds[0], role.num_cpus, role.num_gpus)], resources)
+    _check_named(name, role, resources)
+    return role
+
+
 _GROUPS = ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels", "shift")
 """The config groups that ask for resources."""
 
@@ -179,12 +198,7 @@ def evaluation_role(config: RunConfig) -> Evaluation:
     Raises:
         ConfigError: they do not fit.
     """
-    import ray
-
-    resources = ray.cluster_resources()
-    shared = with_gpu_shares(config, gpus=resources.get("GPU", 0.0))
-    _check_evaluation(shared, resources)
-    return shared.evaluation
+    return role_alone("evaluation", config.evaluation)
 
 
 def _check_evaluation(config: RunConfig, resources: dict[str, float]) -> None:

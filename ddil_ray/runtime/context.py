@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ddil_ray.config.groups import Shift
     from ddil_ray.training.recipe import Recipe
 
-__all__ = ["Columns", "RunContext", "StageCall", "actor_options"]
+__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "build_stage"]
 
 Columns = dict[str, Any]
 """A batch of Ray Data: numpy arrays by column."""
@@ -45,13 +45,18 @@ class StageCall:
     """The class that Ray Data makes actors of: builds a stage, named as `module.path:Class`, in the actor."""
 
     def __init__(self, stage: str, *arguments: Any) -> None:
-        module, _, name = stage.partition(":")
-        self._stage = getattr(importlib.import_module(module), name)(*arguments)
+        self._stage = build_stage(stage, *arguments)
 
     def __call__(self, batch: Columns) -> Columns:
         """One batch through the stage."""
         columns: Columns = self._stage(batch)
         return columns
+
+
+def build_stage(stage: str, *arguments: Any) -> Any:
+    """An object of the class `module.path:Class`."""
+    module, _, name = stage.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
 
 
 def actor_options(role: Role | Shift) -> dict[str, Any]:

@@ -61,12 +61,15 @@ class View:
             return
         step, total = int(record["step"]), int(record["total_steps"])
         description = f"phase {int(record['phase']) + 1}" if "phase" in record else "training"
-        facts = self._facts(record)
-        self._progress.update(self._task, description=description, completed=step, total=total, facts=facts)
-        due = time.monotonic() - self._last_line > _LINE_EVERY_S or step == total
+        self.progress(description, step, total, self._facts(record), unit="step ")
+
+    def progress(self, description: str, done: int, total: int, facts: str, *, unit: str = "") -> None:
+        """Show how far something is; where there is no live view, as a line now and then."""
+        self._progress.update(self._task, description=description, completed=done, total=total, facts=facts)
+        due = time.monotonic() - self._last_line > _LINE_EVERY_S or done == total
         if not self._live and due:
             self._last_line = time.monotonic()
-            self.say(f"{description}  step {step}/{total}  {facts}")
+            self.say(f"{description}  {unit}{done}/{total}  {facts}")
 
     def _facts(self, record: dict[str, float]) -> str:
         parts = [

@@ -1,0 +1,98 @@
+"""Which format a source has. To add one: a `Reader`, and a row in `_READERS` and in `_detect`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ddil_ray.config.prepare import PrepareData
+from ddil_ray.data.folder import IMAGE_SUFFIXES
+from ddil_ray.errors import DataError, first_line
+from ddil_ray.prepare.folders import METADATA, ClassFolders, MetadataFolder, TextFiles
+from ddil_ray.prepare.parquets import ParquetFiles
+from ddil_ray.prepare.rows import Condition, Reader, Shard
+from ddil_ray.prepare.tars import Tars
+
+__all__ = ["open_source"]
+
+_READERS: dict[str, type[Reader]] = {
+    "metadata": MetadataFolder,
+    "classes": ClassFolders,
+    "parquet": ParquetFiles,
+    "webdataset": Tars,
+    "text": TextFiles,
+}
+
+
+def open_source(data: PrepareData, *, classes: bool) -> Reader:
+    """The reader of `data.source`, with the condition's field picked from its first shard.
+
+    Args:
+        data: the settings.
+        classes: whether conditions are class ids.
+
+    Raises:
+        DataError: nothing there, no such format, or no such column.
+    """
+    condition = Condition(classes, data.label_column if classes else data.caption_column)
+    source = data.source.rstrip("/").removesuffix(f"/{METADATA}")
+    files = TextFiles(source, condition)  # of any format: to look at what there is
+    try:
+        names = [shard.path or files.root for shard in files.files("")]
+    except Exception as error:  # every filesystem has errors of its own
+        raise DataError(
+            f"`data.source` must be readable, but {data.source!r} failed: {first_line(error)}. Check the address and "
+            "its credentials."
+        ) from None
+    if not names:
+        raise DataError(f"`data.source` must be a folder or file, but {data.source!r} does not exist or is empty.")
+    reader = _READERS[_detect(names, data)](source, condition, data.image_column)
+    shards = reader.shards()
+    if not shards:
+        raise DataError(f"`data.source` must hold files of format {data.format}, but {data.source!r} holds none.")
+    reader = replace(reader, images=_has_images(reader, shards[0], data))
+    _check_conditions(reader, data.source)
+    return replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0])))
+
+
+def _has_images(reader: Reader, first: Shard, data: PrepareData) -> bool:
+    if isinstance(reader, ParquetFiles):
+        if data.format == "text" or not reader.could_hold_images(first):
+            return False
+        reader.check_image_column(first)
+    return not isinstance(reader, TextFiles)
+
+
+def _check_conditions(reader: Reader, source: str) -> None:
+    if reader.condition.classes and not reader.images:
+        raise DataError(f"`data.source` must hold images for a teacher of classes, but {source!r} holds prompts alone.")
+    if isinstance(reader, ClassFolders) and not reader.condition.classes:
+        raise DataError(
+            f"`data.source` must hold captions for a teacher of prompts, but {source!r} holds images alone. Write a "
+            f'{METADATA} beside them, with lines such as {{"file_name": "a.png", "text": "a caption"}}.'
+        )
+
+
+def _detect(names: list[str], data: PrepareData) -> str:
+    """The reader's name for a source of files `names`."""
+
+    def some(*suffixes: str) -> bool:
+        return any(name.lower().endswith(suffixes) for name in names)
+
+    described = any(name.rpartition("/")[2] == METADATA for name in names)
+    folder = "metadata" if described else "classes"
+    if data.format != "auto":
+        return {"folder": folder, "text": "parquet" if some(".parquet") else "text"}.get(data.format, data.format)
+    found = {
+        "metadata": described,
+        "parquet": some(".parquet"),
+        "webdataset": some(".tar"),
+        "classes": some(*IMAGE_SUFFIXES),
+        "text": some(".txt", ".jsonl"),
+    }
+    kind = next((name for name, there in found.items() if there), None)
+    if kind is None:
+        raise DataError(
+            f"`data.source` must hold a {METADATA}, Parquet files, tars, images in class folders, .txt or .jsonl "
+            f"files, but {data.source!r} holds {names[0].rpartition('/')[2]} and the like. Set `data.format`."
+        )
+    return kind
