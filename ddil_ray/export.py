@@ -8,10 +8,15 @@ from typing import Any
 
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
+from torch import Tensor
 
+from ddil_ray.diffusion.schedule import RectifiedFlow
+from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.models import DiffusionModel
+from ddil_ray.models.family import absent_components
+from ddil_ray.models.flow import flow_scheduler
 
-__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
+__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder", "student_scheduler"]
 
 _CARD = """---
 library_name: {library}
@@ -30,7 +35,7 @@ _PIPELINE_USAGE = """```python
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{absent})
 images = pipeline({example}, generator=torch.manual_seed(0)).images
 ```
 """
@@ -51,6 +56,21 @@ def consistency_scheduler(teacher: DiffusionModel, **grid: Any) -> LCMScheduler:
     return LCMScheduler.from_config({**_unclipped(teacher), **grid})
 
 
+def student_scheduler(teacher: DiffusionModel, times: Tensor, lcm: Mapping[str, Any] | None) -> Any:
+    """The diffusers scheduler that samples a student of `teacher`; None for models from a factory.
+
+    Args:
+        teacher: or the student itself.
+        times: (N + 1,) from 1 to 0, at which it samples.
+        lcm: see `Objective.lcm_scheduler`.
+    """
+    if not teacher.scheduler_config:
+        return None
+    if isinstance(teacher.schedule, RectifiedFlow):
+        return flow_scheduler(teacher, times, lcm)
+    return ddim_scheduler(teacher) if lcm is None else consistency_scheduler(teacher, **lcm)
+
+
 def _unclipped(teacher: DiffusionModel) -> dict[str, Any]:
     """The teacher's schedule without clipping. diffusers' own `_` entries would make it ignore what is set here."""
     config = {key: value for key, value in teacher.scheduler_config.items() if not key.startswith("_")}
@@ -65,6 +85,7 @@ def save_model_folder(
     name: str,
     description: str,
     steps: int,
+    times: Tensor | None = None,
     w: float = 0.0,
     facts: Mapping[str, str] | None = None,
 ) -> None:
@@ -73,16 +94,24 @@ def save_model_folder(
     Args:
         folder: made if it is not there.
         model: becomes a pipeline of its family; one without a family becomes safetensors.
-        scheduler: of the pipeline; DDIM on the trailing grid by default.
+        scheduler: of the pipeline; by default one that takes `times` without new noise.
         name, description, facts: for the card.
         steps: number of steps in the card's example.
+        times: (steps + 1,) from 1 to 0, at which it samples; n / steps by default.
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if model.family is not None:
-        model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w).save_pretrained(folder)
-        example = model.family.example(model, steps=steps)
-        library, usage = "diffusers", _PIPELINE_USAGE.format(example=example)
+        times = uniform_grid(steps) if times is None else times
+        scheduler = scheduler or student_scheduler(model, times, None)
+        pipeline = model.family.pipeline(model, scheduler, w=w)
+        pipeline.save_pretrained(folder)
+        absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
+        usage = _PIPELINE_USAGE.format(
+            example=model.family.example(model, times=times, w=w),
+            absent="".join(f", {name}=None" for name in absent),
+        )
+        library = "diffusers"
     else:
         save_model(model.network, str(folder / "model.safetensors"))
         library, usage = "safetensors", _MODULE_USAGE

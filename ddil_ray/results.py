@@ -14,7 +14,7 @@ from ddil_ray.evaluation import (
     student_samplers,
     teacher_sampler,
 )
-from ddil_ray.export import consistency_scheduler, save_model_folder
+from ddil_ray.export import save_model_folder, student_scheduler
 from ddil_ray.models import DiffusionModel
 from ddil_ray.report import Figure, Table, line_chart, save_grid, shift_parts, write_page
 from ddil_ray.states.batch import Origin
@@ -75,27 +75,35 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
     """Write the last round's student to `folder`/student and the others to `folder`/rounds/<steps>-steps."""
     objective = recipe.config.objective
     last = list(rounds)[-1]
-    scheduler = None
-    if made.objective.lcm_scheduler and made.teacher.scheduler_config:
-        scheduler = consistency_scheduler(made.teacher, **made.objective.lcm_scheduler)
     w = recipe.student_guidance
     for steps, model in rounds.items():
+        times = made.objective.sampling_times(steps)
         save_model_folder(
             folder / ("student" if steps == last else f"rounds/{steps}-steps"),
             model,
-            scheduler=scheduler,
+            scheduler=student_scheduler(made.teacher, times, made.objective.lcm_scheduler),
             name=f"{recipe.config.name}, {steps} step" + ("s" if steps > 1 else ""),
             description=f"A few-step student of `{recipe.config.teacher.model}`, distilled by ddil-ray "
             f"(`{objective.type}` with DDIL's mixture of states).",
             steps=steps,
+            times=times,
             w=w,
             facts={
-                "teacher guidance w (already in the student; sample without guidance)": f"{w:g}",
+                f"teacher guidance w ({_how_guided(model)})": f"{w:g}",
                 "trained for steps": str(steps),
                 "source priors": ", ".join(f"{o.label} {p:g}" for o, p in recipe.priors.at(1.0).items()),
                 "training data": made.data.name,
             },
         )
+
+
+def _how_guided(model: DiffusionModel) -> str:
+    told = model.reads_guidance and model.family is not None and model.family.tells_guidance
+    return (
+        "which the student is told: guidance_scale = w + 1"
+        if told
+        else ("already in the student; sample without guidance")
+    )
 
 
 def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:

@@ -6,6 +6,8 @@ To add a family: see `family`, and a row in `FAMILIES`.
 | --- | --- | --- |
 | unet | `unet` | UNet2DModel |
 | stable_diffusion | `stable_diffusion` | UNet2DConditionModel |
+| sd3 | `sd3` | SD3Transformer2DModel |
+| flux | `flux` | FluxTransformer2DModel |
 | - | `module` | `module.path:factory` |
 """
 
@@ -29,6 +31,8 @@ __all__ = ["FAMILIES", "DiffusionModel", "Family", "load_model", "student_of"]
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
     ("UNet2DConditionModel",): "ddil_ray.models.stable_diffusion",
+    ("SD3Transformer2DModel",): "ddil_ray.models.sd3",
+    ("FluxTransformer2DModel",): "ddil_ray.models.flux",
 }
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""
