@@ -99,11 +99,7 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
 
 def _how_guided(model: DiffusionModel) -> str:
     told = model.reads_guidance and model.family is not None and model.family.tells_guidance
-    return (
-        "which the student is told: guidance_scale = w + 1"
-        if told
-        else ("already in the student; sample without guidance")
-    )
+    return "tell the student: guidance_scale = w + 1" if told else "already in the student; sample without guidance"
 
 
 def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:

@@ -104,7 +104,7 @@ def _flow_vae() -> AutoencoderKL:
     return tiny_vae(16, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
 
 
-def sd3(folder: Path, *, t5: bool = True, scheduler: dict | None = None) -> StableDiffusion3Pipeline:
+def sd3(folder: Path, *, t5: bool = True, **scheduler) -> StableDiffusion3Pipeline:
     """As Stable Diffusion 3.5 medium."""
     words = byte_tokenizer(folder / "words")
     transformer = SD3Transformer2DModel(
@@ -113,20 +113,21 @@ def sd3(folder: Path, *, t5: bool = True, scheduler: dict | None = None) -> Stab
         pos_embed_max_size=LATENT, dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
     return StableDiffusion3Pipeline(
-        vae=_flow_vae(), transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **(scheduler or {})}),
+        vae=_flow_vae(), transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
         text_encoder=CLIPTextModelWithProjection(clip_config(16, projection_dim=12)), tokenizer=words,
         text_encoder_2=CLIPTextModelWithProjection(clip_config(8, projection_dim=8)), tokenizer_2=words,
         text_encoder_3=tiny_t5(32) if t5 else None, tokenizer_3=letter_tokenizer() if t5 else None,
     )  # fmt: skip
 
 
-def flux(folder: Path, *, told: bool = True, scheduler: dict | None = None) -> FluxPipeline:
+def flux(folder: Path, *, told: bool = True, **scheduler) -> FluxPipeline:
     """As FLUX.1-dev, told the guidance, with a shift that depends on the size."""
     transformer = FluxTransformer2DModel(
         in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=told, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
-    settings = {"shift": 3.0, "use_dynamic_shifting": True} if scheduler is None else scheduler
+    settings = {"shift": 3.0, "use_dynamic_shifting": True, **scheduler}
     return FluxPipeline(
         vae=_flow_vae(), transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(**settings),
         text_encoder=CLIPTextModel(clip_config(16)), tokenizer=byte_tokenizer(folder / "words"),
@@ -136,7 +137,7 @@ def flux(folder: Path, *, told: bool = True, scheduler: dict | None = None) -> F
 
 def flux_schnell(folder: Path) -> FluxPipeline:
     """As FLUX.1-schnell: not told the guidance."""
-    return flux(folder, told=False, scheduler={"shift": 1.0})
+    return flux(folder, told=False, shift=1.0, use_dynamic_shifting=False)
 
 
 PIPELINES: dict[str, Callable[..., object]] = {

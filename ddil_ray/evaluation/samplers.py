@@ -91,8 +91,8 @@ def student_samplers(
 def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sampler:
     """The sampler that a pipeline folder's own scheduler is: multistep consistency for those of LCM, else DDIM.
 
-    FlowMatchLCMScheduler leaves the boundary condition out, whose c_skip is below 1e-5 wherever it samples. One that this
-    library did not write says nothing of its grid, which then is n / N.
+    FlowMatchLCMScheduler leaves the boundary condition out, whose c_skip is below 1e-5 wherever it samples. One that
+    this library did not write says nothing of its grid, which then is n / N.
 
     Raises:
         ConfigError: guidance that the model cannot have, or more steps than its grid.

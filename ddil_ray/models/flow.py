@@ -153,10 +153,10 @@ def flow_scheduler(
 def _made_for(steps: int, schedule: RectifiedFlow) -> dict[str, Any]:
     """Settings with which a scheduler that is told no `sigmas` takes `steps` = N times n / N, shifted by m.
 
-    Left alone it starts from the times 1 - x with x = .999 i / (N - 1), i = 0 .. N - 1. It can shift them by another m'
-    and then stretch 1 - sigma by a constant c, so that the last sigma is a given one: 1 - sigma = c x / (m' - (m' - 1) x).
-    Wanted are the times 1 - i / N = 1 - k x with k = (N - 1) / (.999 N), so 1 - sigma = k x / (m - (m - 1) k x). These
-    are equal for every x where m' = m / (m - (m - 1) k) and where they are for the last.
+    Left alone it starts from the times 1 - x with x = .999 i / (N - 1), i = 0 .. N - 1. It can shift them by another
+    m' and then stretch 1 - sigma, so that the last sigma is a given one: 1 - sigma = c x / (m' - (m' - 1) x). Wanted are
+    the times 1 - i / N = 1 - k x with k = (N - 1) / (.999 N), so 1 - sigma = k x / (m - (m - 1) k x). The two are equal
+    for every x where m' = m / (m - (m - 1) k) and where they are for the last.
     """
     if steps == 1:
         return {}  # the one time is 1, which nothing moves
@@ -185,5 +185,5 @@ def denoiser_of(model: DiffusionModel) -> Any:
 def refused_size(size: tuple[int, int], rule: str) -> ConfigError:
     """What to raise for latents of `size` that break a `rule`."""
     return ConfigError(
-        f"`teacher.sample_size` must be {rule}, but is {list(size)} instead. Choose another height and width of latents."
+        f"`teacher.sample_size` must be {rule}, but is {list(size)} instead. Choose another height and width."
     )

@@ -16,7 +16,6 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
-from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.errors import ConfigError
 from ddil_ray.models.family import TextEncoder, read_config
 from ddil_ray.models.flow import FlowFamily
@@ -51,7 +50,7 @@ class FluxNetwork(FamilyNetwork):
         tokens: Tensor = self.denoiser(
             pack(x_t),
             timestep=time / 1000,
-            guidance=guidance_scale_from_w(w) if self.denoiser.config.guidance_embeds else None,
+            guidance=w + 1 if self.denoiser.config.guidance_embeds else None,
             encoder_hidden_states=embeddings["prompt"],
             pooled_projections=embeddings["pooled"],
             txt_ids=torch.zeros(embeddings["prompt"].shape[1], 3, device=x_t.device),
@@ -92,8 +91,8 @@ class Flux(FlowFamily):
         if read != made:
             raise ConfigError(
                 f"`teacher.model` must be a text-to-image pipeline, whose transformer reads as many channels as it "
-                f"predicts, but this one reads {read} and predicts {made}, as those that fill in or edit images do. Use "
-                "the pipeline it was made from."
+                f"predicts, but this one reads {read} and predicts {made}, as those that fill in or edit images do. "
+                "Use the pipeline it was made from."
             )
         return int(read) // _PATCH**2
 

@@ -59,7 +59,7 @@ def test_stable_diffusion_3_steps_as_its_pipeline(tmp_path, negative, scale):
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 def test_stable_diffusion_3_without_t5_and_with_a_dynamic_shift_steps_as_its_pipeline(tmp_path, kind):
     scheduler = {"use_dynamic_shifting": True, "time_shift_type": kind, "base_shift": 0.7, "max_shift": 1.4}
-    folder = save_pipeline("sd3", tmp_path, t5=False, scheduler=scheduler)
+    folder = save_pipeline("sd3", tmp_path, t5=False, **scheduler)
     model = bound(folder)
     noise = noise_of(model)
     expected = theirs(folder, noise, sigmas=SIGMAS, guidance_scale=3.0, parts=WITHOUT_T5)
