@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
+from torch import Tensor
 
 from ddil_ray.card import Base, write_card
+from ddil_ray.diffusion.schedule import RectifiedFlow
+from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.models import DiffusionModel, Family
+from ddil_ray.models.family import absent_components
+from ddil_ray.models.flow import flow_scheduler
 from ddil_ray.models.lora import fused, save_lora
 
-__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
+__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder", "student_scheduler"]
 
 _PIPELINE_USAGE = """```python
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{absent})
 images = pipeline({arguments}, generator=torch.manual_seed(0)).images
 ```
 
-{guidance}The scheduler in this folder visits the timesteps {timesteps}
-for `num_inference_steps={steps}` by itself: pass no `timesteps`, and keep the scheduler.
+{guidance}{grid}
 """
+
+_GRID_KNOWN = """The scheduler in this folder visits the timesteps {timesteps}
+for `num_inference_steps={steps}` by itself: pass no `timesteps`, and keep the scheduler."""
+
+_GRID_TOLD = """**Always pass these `sigmas`,** and keep the scheduler: the student was trained at the timesteps
+{timesteps}, and the pipeline by itself would take others."""
 
 _GUIDANCE_INSIDE = """**Always pass `guidance_scale=1`.** Guidance is in the weights already; told nothing, this
 pipeline guides a second time.
@@ -73,6 +83,21 @@ def _unclipped(teacher: DiffusionModel, kind: Any) -> dict[str, Any]:
     return {**config, "clip_sample": False, "thresholding": False, "steps_offset": 1}
 
 
+def student_scheduler(teacher: DiffusionModel, times: Tensor, lcm: Mapping[str, Any] | None) -> Any:
+    """The diffusers scheduler that samples a student of `teacher`; None for models from a factory.
+
+    Args:
+        teacher: or the student itself.
+        times: (N + 1,) from 1 to 0, at which it samples.
+        lcm: see `Objective.lcm_scheduler`.
+    """
+    if not teacher.scheduler_config:
+        return None
+    if isinstance(teacher.schedule, RectifiedFlow):
+        return flow_scheduler(teacher, times, lcm)
+    return ddim_scheduler(teacher) if lcm is None else consistency_scheduler(teacher, **lcm)
+
+
 def save_model_folder(
     folder: Path,
     model: DiffusionModel,
@@ -81,6 +106,7 @@ def save_model_folder(
     name: str,
     description: str,
     steps: int,
+    times: Tensor | None = None,
     w: float = 0.0,
     base: Base | None = None,
     facts: Mapping[str, str] | None = None,
@@ -91,19 +117,22 @@ def save_model_folder(
         folder: made if it is not there.
         model: becomes a pipeline of its family; one without a family becomes safetensors. Adapters are fused into the
             network, and written alone to `folder`/lora where diffusers can load them.
-        scheduler: of the pipeline; DDIM on the trailing grid by default.
+        scheduler: of the pipeline; by default one that takes `times` without new noise.
         name, description, base, facts: for the card, see `write_card`.
         steps: number of steps in the card's example.
+        times: (steps + 1,) from 1 to 0, at which it samples; n / steps by default.
         w: guidance to bake in, where the network is told of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained, model = model, fused(model)
     library, usage, tag = "safetensors", _MODULE_USAGE, None
     if model.family is not None:
-        pipeline = model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w)
+        times = uniform_grid(steps) if times is None else times
+        pipeline = model.family.pipeline(model, scheduler or student_scheduler(model, times, None), w=w)
         pipeline.save_pretrained(folder)
         _forget_origins(folder)
-        library, usage = "diffusers", _usage(model, model.family, pipeline.scheduler, steps=steps, w=w)
+        absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
+        library, usage = "diffusers", _usage(model, model.family, times, absent, w=w)
         tag = "text-to-image" if model.prompted else "unconditional-image-generation"
     else:
         save_model(model.network, str(folder / "model.safetensors"))
@@ -121,15 +150,20 @@ def save_model_folder(
     )
 
 
-def _usage(model: DiffusionModel, family: Family, scheduler: Any, *, steps: int, w: float) -> str:
+def _usage(model: DiffusionModel, family: Family, times: Tensor, absent: Sequence[str], *, w: float) -> str:
     """The exact call of the pipeline, and what to heed."""
-    scale, arguments, guidance = family.guidance_scale(model, w), family.example(model, steps=steps), ""
+    scale, arguments, guidance = family.guidance_scale(model, w), family.example(model, times=times), ""
     if scale is not None:
         arguments += f", guidance_scale={scale:g}"
         guidance = _GUIDANCE_TOLD.format(scale=scale, w=w) if model.reads_guidance else _GUIDANCE_INSIDE
-    scheduler.set_timesteps(steps)
-    timesteps = ", ".join(f"{t:g}" for t in scheduler.timesteps.tolist())
-    return _PIPELINE_USAGE.format(arguments=arguments, guidance=guidance, timesteps=timesteps, steps=steps)
+    timesteps = ", ".join(f"{t:g}" for t in model.schedule.network_time(times[:-1]).tolist())
+    grid = _GRID_TOLD if "sigmas=" in arguments else _GRID_KNOWN
+    return _PIPELINE_USAGE.format(
+        arguments=arguments,
+        absent="".join(f", {name}=None" for name in absent),
+        guidance=guidance,
+        grid=grid.format(timesteps=timesteps, steps=len(times) - 1),
+    )
 
 
 def _forget_origins(folder: Path) -> None:

@@ -16,7 +16,7 @@ from ddil_ray.evaluation import (
     student_samplers,
     teacher_sampler,
 )
-from ddil_ray.export import consistency_scheduler, save_model_folder
+from ddil_ray.export import save_model_folder, student_scheduler
 from ddil_ray.models import DiffusionModel
 from ddil_ray.report import Figure, Table, line_chart, save_grid, shift_parts, write_page
 from ddil_ray.states.batch import Origin
@@ -76,20 +76,18 @@ _CLASSES_SHOWN = 20
 
 def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, DiffusionModel], folder: Path) -> None:
     """Write the last round's student to `folder`/student and the others to `folder`/rounds/<steps>-steps."""
-    scheduler = None
-    last = rounds[list(rounds)[-1]]
-    if made.objective.lcm_scheduler and last.scheduler_config:
-        scheduler = consistency_scheduler(last, **made.objective.lcm_scheduler)
     config, w = recipe.config, recipe.student_guidance
     base = base_of(config.teacher.model, made.teacher.folder, license=config.student.license)
     for steps, model in rounds.items():
+        times = made.objective.sampling_times(steps)
         save_model_folder(
             _student_folder(folder, rounds, steps),
             model,
-            scheduler=scheduler,
+            scheduler=student_scheduler(model, times, made.objective.lcm_scheduler),
             name=f"{config.name}, {steps} step" + ("s" if steps > 1 else ""),
             description=f"A few-step student of `{base.name}`, distilled by ddil-ray.",
             steps=steps,
+            times=times,
             w=w,
             base=base,
             facts=student_facts(recipe, model, made.data.name, steps=steps),

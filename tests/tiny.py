@@ -12,11 +12,24 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 __all__ = ["PIPELINES", "byte_tokenizer", "save_pipeline", "tiny_vae"]
 
@@ -110,11 +123,67 @@ def dit(folder: Path, *, classes: int = 1000, **scheduler) -> DiTPipeline:
     return pipeline
 
 
+def letter_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer that has letters for words."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=[*special, *((chr(c), -3.0) for c in range(33, 127))], extra_ids=0)
+
+
+def tiny_t5(width: int) -> T5EncoderModel:
+    """One layer over letters."""
+    return T5EncoderModel(
+        T5Config(vocab_size=98, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2)
+    )  # fmt: skip
+
+
+def _flow_vae() -> AutoencoderKL:
+    return tiny_vae(16, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def sd3(folder: Path, *, t5: bool = True, **scheduler) -> StableDiffusion3Pipeline:
+    """As Stable Diffusion 3.5 medium."""
+    words = byte_tokenizer(folder / "words")
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=20,
+        pos_embed_max_size=LATENT, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        vae=_flow_vae(), transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        text_encoder=CLIPTextModelWithProjection(clip_config(16, projection_dim=12)), tokenizer=words,
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(8, projection_dim=8)), tokenizer_2=words,
+        text_encoder_3=tiny_t5(32) if t5 else None, tokenizer_3=letter_tokenizer() if t5 else None,
+    )  # fmt: skip
+
+
+def flux(folder: Path, *, told: bool = True, **scheduler) -> FluxPipeline:
+    """As FLUX.1-dev, told the guidance, with a shift that depends on the size."""
+    transformer = FluxTransformer2DModel(
+        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=told, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    settings = {"shift": 3.0, "use_dynamic_shifting": True, **scheduler}
+    return FluxPipeline(
+        vae=_flow_vae(), transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        text_encoder=CLIPTextModel(clip_config(16)), tokenizer=byte_tokenizer(folder / "words"),
+        text_encoder_2=tiny_t5(32), tokenizer_2=letter_tokenizer(),
+    )  # fmt: skip
+
+
+def flux_schnell(folder: Path) -> FluxPipeline:
+    """As FLUX.1-schnell: not told the guidance."""
+    return flux(folder, told=False, shift=1.0, use_dynamic_shifting=False)
+
+
 PIPELINES: dict[str, Callable[..., object]] = {
     "stable_diffusion": stable_diffusion,
     "sdxl": sdxl,
     "ssd1b": ssd1b,
     "dit": dit,
+    "sd3": sd3,
+    "flux": flux,
+    "flux_schnell": flux_schnell,
 }
 """Builder of a tiny pipeline of each family; gets a folder to work in."""
 

@@ -62,6 +62,10 @@ class Teacher(Group):
         None, description="D_u of a teacher of prompts; default: what its own pipeline takes"
     )
 
+    sample_size: tuple[Count, Count] | None = Field(
+        None, description="[height, width] of samples (latents, where it has any); default: the pipeline's own"
+    )
+
     @model_validator(mode="after")
     def _ordered(self) -> Teacher:
         if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:

@@ -78,7 +78,8 @@ def check_against_teacher(
             f"`data.source` must hold images of the teacher's shape {tuple(sample_shape)} (channels, height, width), "
             f"but {data.name} has {found} instead. "
             + (
-                "Choose another `data.bucket`, or prepare the images at the teacher's resolution."
+                f"Choose another `data.bucket`, prepare the images at the teacher's resolution, or set "
+                f"`teacher.sample_size={list(found[1:])}` if it can make such images."
                 if data.latents
                 else f"Set `data.image_size={sample_shape[-1]}`, or use data the teacher was trained on."
             )

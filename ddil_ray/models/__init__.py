@@ -8,6 +8,8 @@ To add a family: see `family`, and a row in `FAMILIES`.
 | sdxl | `sdxl` | UNet2DConditionModel with CLIPTextModelWithProjection |
 | stable_diffusion | `stable_diffusion` | UNet2DConditionModel |
 | dit | `dit` | DiTTransformer2DModel, or Transformer2DModel as it was called |
+| sd3 | `sd3` | SD3Transformer2DModel |
+| flux | `flux` | FluxTransformer2DModel |
 | - | `module` | `module.path:factory` |
 """
 
@@ -35,6 +37,8 @@ FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DConditionModel",): "ddil_ray.models.stable_diffusion",
     ("DiTTransformer2DModel",): "ddil_ray.models.dit",
     ("Transformer2DModel",): "ddil_ray.models.dit",
+    ("SD3Transformer2DModel",): "ddil_ray.models.sd3",
+    ("FluxTransformer2DModel",): "ddil_ray.models.flux",
 }
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""

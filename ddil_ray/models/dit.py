@@ -78,9 +78,9 @@ class DiT(Family):
             pipeline.register_to_config(id2label=names)
         return pipeline
 
-    def example(self, model: DiffusionModel, *, steps: int) -> str:
+    def example(self, model: DiffusionModel, *, times: Tensor) -> str:
         """See `Family.example`."""
-        return f"class_labels=[0] * 8, num_inference_steps={steps}, guidance_scale=1.0"
+        return f"class_labels=[0] * 8, num_inference_steps={len(times) - 1}"
 
     def plain(self, network: nn.Module, w: float) -> nn.Module:
         """The transformer itself."""

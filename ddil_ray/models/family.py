@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.diffusion.prediction import Prediction
@@ -25,7 +26,15 @@ from ddil_ray.prompts import Embeddings
 if TYPE_CHECKING:
     from ddil_ray.models.model import DiffusionModel
 
-__all__ = ["Family", "TextEncoder", "checked_prediction", "load_component", "read_config", "unreadable"]
+__all__ = [
+    "Family",
+    "TextEncoder",
+    "absent_components",
+    "checked_prediction",
+    "load_component",
+    "read_config",
+    "unreadable",
+]
 
 
 class TextEncoder(ABC):
@@ -82,6 +91,14 @@ class Family(ABC):
             "have no place for it. Set `teacher.guidance` to one number."
         )
 
+    def resized(self, model: DiffusionModel, size: tuple[int, int]) -> DiffusionModel:
+        """`model` for samples (latents, where it has any) of another height and width.
+
+        Raises:
+            ConfigError: the family's network cannot make them.
+        """
+        return replace(model, sample_shape=(model.sample_shape[0], *size))
+
     def pipeline(self, model: DiffusionModel, scheduler: Any, *, w: float) -> Any:
         """The diffusers pipeline that samples `model` with `scheduler`; its other components are those of the teacher.
 
@@ -92,12 +109,18 @@ class Family(ABC):
         """
         from diffusers import DiffusionPipeline
 
+        assert model.folder is not None
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
-        return DiffusionPipeline.from_pretrained(model.folder, **parts)
+        return DiffusionPipeline.from_pretrained(model.folder, **absent_components(model.folder) | parts)
 
-    def example(self, model: DiffusionModel, *, steps: int) -> str:
-        """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card."""
-        return f'prompt="a photo", num_inference_steps={steps}'
+    def example(self, model: DiffusionModel, *, times: Tensor) -> str:
+        """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card.
+
+        Args:
+            model: the student.
+            times: (N + 1,) from 1 to 0, at which it samples.
+        """
+        return f'prompt="a photo", num_inference_steps={len(times) - 1}'
 
     def guidance_scale(self, model: DiffusionModel, w: float) -> float | None:
         """`guidance_scale` that the pipeline of a student at guidance `w` must be called with: 1 where w is in the
@@ -122,6 +145,12 @@ def read_config(folder: Path, component: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error
     return config
+
+
+def absent_components(folder: Path) -> dict[str, None]:
+    """The components that the pipeline in `folder` was saved without; diffusers wants to be told of them again."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
 
 
 def load_component(kind: Any, folder: Path, component: str) -> Any:

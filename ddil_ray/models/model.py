@@ -14,6 +14,7 @@ from ddil_ray.diffusion.denoiser import Denoiser, Guided, NetworkDenoiser, Resca
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
+from ddil_ray.errors import ConfigError
 from ddil_ray.models.latents import LatentCodec
 from ddil_ray.prompts import PromptBank
 from ddil_ray.trained import copy_network
@@ -68,6 +69,19 @@ class DiffusionModel:
     def with_network(self, network: nn.Module) -> DiffusionModel:
         """The same model around another network."""
         return replace(self, network=network)
+
+    def resized(self, size: tuple[int, int]) -> DiffusionModel:
+        """The same model for samples of another height and width.
+
+        Raises:
+            ConfigError: it cannot make them.
+        """
+        if self.family is None:
+            raise ConfigError(
+                "`teacher.sample_size` must be left out for a teacher given as a factory, but is "
+                f"{list(size)} instead. Let the factory choose."
+            )
+        return self.family.resized(self, size)
 
     def copy(self) -> DiffusionModel:
         """The same model with trained weights of its own; what adapters sit on is shared."""

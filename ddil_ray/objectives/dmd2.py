@@ -73,7 +73,8 @@ class DistributionMatching:
     """One phase; a student of `student_steps` renoising steps, a fake score, and with weight a discriminator.
 
     Every iteration trains the critic (fake score and head) on the student's detached samples; every `student_every`-th
-    one the student too. States at t = 1 are pure noise, whatever the schedule's terminal signal.
+    one the student too. States at t = 1 are pure noise, whatever the schedule's terminal signal. Times are
+    those before the shift of a flow schedule, which therefore moves the student's stages and the laws of t alike.
 
     Args:
         schedule: of teacher and student.

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.data import ImageData, check_against_teacher, check_fills_batch, load_images
 from ddil_ray.diffusion.denoiser import Denoiser
+from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
 from ddil_ray.errors import ConfigError, DataError
 from ddil_ray.models import DiffusionModel, Lora, load_model, student_of
@@ -211,9 +212,11 @@ class Recipe:
         """The teacher, on the CPU.
 
         Raises:
-            ConfigError: it cannot be loaded, or cannot be guided as asked.
+            ConfigError: it cannot be loaded, or cannot be guided or have samples as asked.
         """
         teacher = load_model(self.config.teacher.model, weights=self.config.teacher.weights)
+        if self.config.teacher.sample_size is not None:
+            teacher = teacher.resized(self.config.teacher.sample_size)
         if max(self.guidance) > 0 and teacher.null_cond is None and not teacher.reads_guidance:
             raise ConfigError(
                 f"`teacher.guidance` must be left out for a teacher without an unconditional class, but is "
@@ -367,8 +370,11 @@ def _gives_features(student: DiffusionModel, layer: str) -> bool:
 
 
 def _check_exported_grid(kind: str, objective: Objective, student: DiffusionModel) -> None:
-    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly."""
-    if objective.lcm_scheduler is None or not student.scheduler_config:
+    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly.
+
+    Schedules of flow matching have no timesteps to round to.
+    """
+    if objective.lcm_scheduler is None or not student.scheduler_config or isinstance(student.schedule, RectifiedFlow):
         return
     grid = int(objective.lcm_scheduler["original_inference_steps"])
     timesteps = int(student.scheduler_config.get("num_train_timesteps", 1000))
