@@ -45,10 +45,12 @@ def test_of_an_adapted_network_the_adapters_are():
 
 
 def test_a_copy_shares_the_base_and_nothing_else():
+    """Also after both have crossed to another process together, as samplers do."""
     network = adapted_network()
     copied, adapters = copy_network(network), trained_state(network)
-    for (name, mine), theirs in zip(network.state_dict().items(), copied.state_dict().values(), strict=True):
-        assert (mine.data_ptr() == theirs.data_ptr()) == (name not in adapters)
+    for one, other in ((network, copied), pickle.loads(pickle.dumps((network, copied)))):
+        for (name, mine), theirs in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            assert (mine.data_ptr() == theirs.data_ptr()) == (name not in adapters)
     plain = tiny_model().network
     assert all(
         mine.data_ptr() != theirs.data_ptr()
