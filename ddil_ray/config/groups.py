@@ -47,6 +47,11 @@ class Teacher(Group):
 
     model: str = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
     weights: str | None = Field(None, description="safetensors file for a factory's network")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of its weights while it teaches: the halves take half the memory and round its answers. Samples "
+        "that students are measured against are always fp32",
+    )
     guidance: NonNegative | tuple[NonNegative, NonNegative] | None = Field(
         None, description="one number, or a range [low, high]; default: no guidance"
     )
@@ -279,7 +284,25 @@ class Trainer(_Resources):
     ema_decay: Fraction = 0.99
     ema_offload: bool = Field(False, description="keep the averaged weights in the CPU's memory")
     accumulate: Count = Field(1, description="micro-batches per step")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="networks run in it by autocast, in every role; weights stay fp32, and are cast at use"
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit keeps its moments in 2 bytes per parameter in place of 8; needs bitsandbytes"
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="students and critics keep the inputs of their blocks alone, and run each again on the way back: "
+        "far fewer activations for about a third more time; diffusers networks",
+    )
+    channels_last: bool = Field(
+        False, description="convolutional networks keep channels innermost, in every role: often faster, same memory"
+    )
+    compile: bool | str = Field(
+        False,
+        description="networks pass through torch.compile, in every role but evaluation: true, or a backend other than "
+        "inductor. Faster after minutes of compiling in every process",
+    )
     max_failures: Annotated[StrictInt, Field(ge=0)] = 3
 
     @model_validator(mode="after")

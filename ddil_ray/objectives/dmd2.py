@@ -8,6 +8,7 @@ DDIL.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -116,6 +117,8 @@ class DistributionMatching:
         self.most_steps: int | None = student_steps
         self.lcm_scheduler: dict[str, Any] | None = {"original_inference_steps": student_steps}
         self._bare: Critic | None = None
+        self._judge: Critic | None = None
+        """The critic as the student meets it: gradients pass through, to the student alone."""
         self._expert: Denoiser | None = None
         self._data: RealData | None = None
         self._iteration = 0
@@ -157,6 +160,7 @@ class DistributionMatching:
             x_t, cond = self._data.images[:1].to(device), self._data.cond[:1].to(device)
             example = (x_t, torch.zeros(1, device=device), cond, torch.zeros(1, device=device))
         self._bare = Critic(network, layer=self.gan_layer, example=example)
+        self._judge = _frozen_twin(self._bare)
         self.critic = parallel(self._bare)
         self._iteration = 0
 
@@ -194,10 +198,9 @@ class DistributionMatching:
         metrics = {"dmd/gradient": float(gradient.abs().mean()), "dmd/scores_apart": float((fake - real).abs().mean())}
         loss = per_row.mean()
         if self.gan_weight > 0:
-            set_trainable(self._bare, False)  # the gradient passes through the critic, to the student alone
+            assert self._judge is not None
             x_t, t = self._renoised(x_0, generator)
-            logits = self._under_autocast(student, self._bare.logits, x_t, t, batch.cond)
-            set_trainable(self._bare)
+            logits = self._under_autocast(student, self._judge.logits, x_t, t, batch.cond)
             adversarial = student_adversarial_loss(logits.double())
             metrics["gan/student_loss"] = float(adversarial.detach())
             loss = loss + self.gan_weight * adversarial
@@ -266,6 +269,16 @@ class DistributionMatching:
         assert self._bare is not None
         load_trained_state(self._bare, state["critic"])
         self._iteration = state["iteration"]
+
+
+def _frozen_twin(critic: Critic) -> Critic:
+    """`critic` on the very same memory, of which nothing is trainable.
+
+    Freezing the critic itself for a pass would not do: with gradient checkpointing the way back runs it once more.
+    """
+    shared: dict[int, Any] = {id(b): b for b in critic.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in critic.parameters()}
+    return copy.deepcopy(critic, shared)
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -25,6 +25,7 @@ from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
 from ddil_ray.training.loop import LoopSettings
 from ddil_ray.training.optimizer import PRECISIONS, OptimizerSettings
+from ddil_ray.training.placement import check_placement
 from ddil_ray.training.producer import USES_STUDENT
 
 __all__ = ["ROLE_OF_ORIGIN", "Ingredients", "Recipe"]
@@ -160,6 +161,7 @@ class Recipe:
         t = self.config.trainer
         return OptimizerSettings(
             steps=t.steps,
+            name=t.optimizer,
             lr=t.lr,
             betas=(t.betas[0], t.betas[1]),
             weight_decay=t.weight_decay,
@@ -200,6 +202,7 @@ class Recipe:
             ConfigError, DataError: see the methods below.
         """
         teacher = teacher or self.load_teacher()
+        check_placement(teacher, self.config)
         data = data or self.load_data(teacher)
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
