@@ -28,7 +28,7 @@ def latent_data(model: DiffusionModel, rows=256) -> ImageData:
     prompts = HeldEmbeddings(model.family.text_encoder(model.folder)(["a red bird", "two boats", "rain"]))
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(rows, *model.sample_shape, generator=generator)
-    return ImageData(images, torch.arange(rows) % 3, "latents", prompts, latents=True)
+    return ImageData(images, torch.arange(rows) % 3, "latents", prompts, prepared_for=model.family.name)
 
 
 def maker_of(recipe: Recipe, made: Ingredients, *, acts=True, asked=True) -> StateMaker:

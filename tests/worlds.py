@@ -32,7 +32,7 @@ def tiny_data(teacher: DiffusionModel, rows: int = 16) -> ImageData:
     latents = torch.randn(rows, *teacher.sample_shape, generator=torch.Generator().manual_seed(1))
     encoder = teacher.family.text_encoder(teacher.folder)
     prompts = HeldEmbeddings(encoder(WORDS)) if encoder is not None else None
-    return ImageData(latents, torch.arange(rows) % 3, "tiny", prompts, latents=True)
+    return ImageData(latents, torch.arange(rows) % 3, "tiny", prompts, prepared_for=teacher.family.name)
 
 
 def narrow_model() -> DiffusionModel:

@@ -12,7 +12,6 @@ from ddil_ray.config.groups import (
     Evaluation,
     Group,
     LabelRole,
-    Objective,
     Replay,
     Role,
     Shift,
@@ -23,6 +22,7 @@ from ddil_ray.config.groups import (
     Tracking,
     Trainer,
 )
+from ddil_ray.config.objectives import Objective
 from ddil_ray.config.student import Student
 
 __all__ = ["RunConfig"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddil_ray.data.parquet import image_array
 from ddil_ray.data.pixels import open_picture, picture_tensor
-from ddil_ray.data.prepared import prompts_table, tensor_column
+from ddil_ray.data.prepared import NEGATIVE_FILE, prompts_table, tensor_column
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models import find_pipeline
 from ddil_ray.prepare.buckets import Bucket, cut_to, nearest
@@ -98,8 +98,11 @@ class PromptStage:
         self._job, self._encoder = job, family.text_encoder(folder, device)
 
     def __call__(self, request: PromptRequest) -> int:
-        """Write prompts/<number>.parquet."""
+        """Write prompts/<number>.parquet; before the first also what pipelines take for no negative prompt."""
         assert self._encoder is not None
+        if request.number == 0:
+            with self._job.store.new_parquet(NEGATIVE_FILE) as file:
+                file.write(prompts_table([""], self._encoder.negative(None)))
         with self._job.store.new_parquet(f"prompts/{request.number:05}.parquet") as file:
             for texts in _batches(request.texts, self._job.config.encode_prompts.batch_size):
                 embeddings = {name: part.to(self._job.dtype) for name, part in self._encoder(texts).items()}

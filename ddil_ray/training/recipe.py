@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.data import ImageData, check_against_teacher, check_fills_batch, load_images
+from ddil_ray.data.prepared import PreparedPrompts
 from ddil_ray.diffusion.denoiser import Denoiser
-from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
-from ddil_ray.errors import ConfigError, DataError
+from ddil_ray.errors import ConfigError
 from ddil_ray.models import DiffusionModel, Lora, load_model, student_of
 from ddil_ray.models.match import load_student
 from ddil_ray.objectives import OBJECTIVES, Objective, RealData
@@ -23,6 +21,7 @@ from ddil_ray.states.batch import Origin
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
+from ddil_ray.training.checks import check_embeddings, check_exported_grid, check_imageless, discriminated_layer
 from ddil_ray.training.loop import LoopSettings
 from ddil_ray.training.optimizer import PRECISIONS, OptimizerSettings
 from ddil_ray.training.placement import check_placement
@@ -102,9 +101,9 @@ class Recipe:
         if config.type != "pd" and self.config.states.teacher_substeps is not None:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
         if config.type == "dmd2" and config.gan_weight > 0:
-            settings["gan_layer"] = _discriminated_layer(student, config.gan_layer)
+            settings["gan_layer"] = discriminated_layer(student, config.gan_layer)
         objective = OBJECTIVES[config.type](student.schedule, threshold=self.target_threshold(images), **settings)
-        _check_exported_grid(config.type, objective, student)
+        check_exported_grid(config.type, objective, student)
         return objective
 
     def role_of(self, origin: Origin) -> Role:
@@ -253,31 +252,13 @@ class Recipe:
             sample_shape=teacher.sample_shape,
             num_classes=None if teacher.prompted else teacher.null_cond if guided else teacher.num_conditions,
             prompted=teacher.prompted,
-            latent=teacher.latent,
+            prepared_for=teacher.family.name if teacher.family and teacher.latent else None,
         )
         if len(data.images) == 0:
-            self._check_imageless(data)
+            check_imageless(self.config, self.priors, data)
         else:
             check_fills_batch(data, self.config.trainer.batch_size)
         return data
-
-    def _check_imageless(self, data: ImageData) -> None:
-        """Prompts alone give rollouts, and nothing that needs data."""
-        config, wrong = self.config, None
-        if Origin.FORWARD in self.priors.origins:
-            wrong = "`states.forward` must be 0"
-        elif getattr(config.objective, "gan_weight", 0) > 0:
-            wrong = "`objective.gan_weight` must be 0"
-        elif config.threshold.mode == "per_channel":
-            wrong = "`threshold.mode` must not be per_channel"
-        elif config.shift.enabled:
-            wrong = "`shift.enabled` must be false"
-        elif config.evaluation.enabled:
-            wrong = "`evaluation.enabled` must be false"
-        if wrong:
-            raise DataError(
-                f"{wrong} for data without images, but {data.name} has prompts alone. Change it, or add images."
-            )
 
     def prompts(self, teacher: DiffusionModel, data: ImageData) -> Prompts | None:
         """What every process finds the embeddings of the data's prompts with; None for other teachers.
@@ -287,11 +268,16 @@ class Recipe:
         """
         if data.prompts is None:
             return None
-        assert teacher.family is not None
-        assert teacher.folder is not None
-        encoder = teacher.family.text_encoder(teacher.folder)
-        assert encoder is not None
-        negative = encoder.negative(self.config.teacher.negative_prompt)
+        negative_prompt = self.config.teacher.negative_prompt
+        if negative_prompt is None and isinstance(data.prompts, PreparedPrompts):
+            negative = data.prompts.negative()
+        else:
+            assert teacher.family is not None
+            assert teacher.folder is not None
+            encoder = teacher.family.text_encoder(teacher.folder)
+            assert encoder is not None
+            negative = encoder.negative(negative_prompt)
+        check_embeddings(data.prompts, negative, data.name)
         return Prompts(data.prompts, negative, self.config.data.prompt_cache_mib * 2**20)
 
     def conditions(self, data: ImageData) -> Conditions:
@@ -331,63 +317,6 @@ class Recipe:
         if config.mode == "per_channel":
             return PerChannelThreshold.fit(images, quantile=config.quantile, margin=config.margin)
         return THRESHOLDS[config.mode](**settings[config.mode])
-
-
-def _discriminated_layer(student: DiffusionModel, chosen: str | None) -> str:
-    """Name of the submodule that a discriminator reads."""
-    layer = chosen or student.bottleneck
-    names = [name for name, _ in student.network.named_modules() if name]
-    if layer is None:
-        raise ConfigError(
-            "`objective.gan_layer` must name a submodule of the student's network for a discriminator, but is not set, "
-            f"and none is known for this student. Set it to one of {', '.join(names[:8])}, ... or set "
-            "`objective.gan_weight=0`."
-        )
-    if layer not in names:
-        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
-        raise ConfigError(
-            f"`objective.gan_layer` must be a submodule of the student's network, but is {layer!r} instead. "
-            f"The closest are {', '.join(close)}."
-        )
-    if not _gives_features(student, layer):
-        raise ConfigError(
-            f"`objective.gan_layer` must be a submodule that is called with every image and gives a tensor of features "
-            f"(B, ..., C), but {layer!r} does not. Name a block, such as the last one before the network widens again."
-        )
-    return layer
-
-
-@torch.no_grad()
-def _gives_features(student: DiffusionModel, layer: str) -> bool:
-    """Whether a pass of one row brings a tensor of features out of `layer`."""
-    seen: list[object] = []
-    hook = student.network.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2]))
-    zeros = torch.zeros(1, device=next(student.network.parameters()).device)
-    x_t = torch.zeros(1, *student.sample_shape, device=zeros.device)
-    try:
-        student.network(x_t, zeros, zeros.long(), zeros)
-    finally:
-        hook.remove()
-    features = seen[-1][0] if seen and isinstance(seen[-1], tuple) else seen[-1] if seen else None
-    return isinstance(features, Tensor) and features.ndim >= 2 and len(features) == 1
-
-
-def _check_exported_grid(kind: str, objective: Objective, student: DiffusionModel) -> None:
-    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly.
-
-    Schedules of flow matching have no timesteps to round to.
-    """
-    if objective.lcm_scheduler is None or not student.scheduler_config or isinstance(student.schedule, RectifiedFlow):
-        return
-    grid = int(objective.lcm_scheduler["original_inference_steps"])
-    timesteps = int(student.scheduler_config.get("num_train_timesteps", 1000))
-    if timesteps % grid:
-        setting = "solver_steps" if kind == "lcm" else "student_steps"
-        fits = max(n for n in range(1, grid) if timesteps % n == 0)
-        raise ConfigError(
-            f"`objective.{setting}` must divide the {timesteps} timesteps of the schedule, or diffusers would sample "
-            f"the student at other times than it was trained at, but is {grid} instead. The nearest below is {fits}."
-        )
 
 
 def _prior(value: object) -> Prior:
