@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.diffusion.timegrid import uniform_grid
-from ddil_ray.models import DiffusionModel
+from ddil_ray.models import DiffusionModel, Family
 from ddil_ray.models.family import absent_components
-from ddil_ray.models.flow import flow_scheduler
+from ddil_ray.models.flow import flow_note, flow_scheduler
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder", "student_scheduler"]
 
@@ -38,6 +38,7 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{absent})
 images = pipeline({example}, generator=torch.manual_seed(0)).images
 ```
+{note}
 """
 
 _MODULE_USAGE = """The network's weights are in `model.safetensors`; load them as `teacher.weights` beside
@@ -106,16 +107,22 @@ def save_model_folder(
         scheduler = scheduler or student_scheduler(model, times, None)
         pipeline = model.family.pipeline(model, scheduler, w=w)
         pipeline.save_pretrained(folder)
-        absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
-        usage = _PIPELINE_USAGE.format(
-            example=model.family.example(model, times=times, w=w),
-            absent="".join(f", {name}=None" for name in absent),
-        )
-        library = "diffusers"
+        library, usage = "diffusers", _usage(model, model.family, pipeline, folder, times, w)
     else:
         save_model(model.network, str(folder / "model.safetensors"))
         library, usage = "safetensors", _MODULE_USAGE
     table = "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items())
     (folder / "README.md").write_text(
         _CARD.format(name=name, description=description, library=library, usage=usage, facts=table)
+    )
+
+
+def _usage(model: DiffusionModel, family: Family, pipeline: Any, folder: Path, times: Tensor, w: float) -> str:
+    """How to load and call the `pipeline` in `folder`."""
+    scale = family.guidance_scale(model, w)
+    absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
+    return _PIPELINE_USAGE.format(
+        absent="".join(f", {name}=None" for name in absent),
+        example=family.example(model, times=times) + ("" if scale is None else f", guidance_scale={scale:g}"),
+        note=f"\n{flow_note(pipeline.scheduler, times)}\n" if isinstance(model.schedule, RectifiedFlow) else "",
     )

@@ -89,17 +89,12 @@ def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, Diff
             times=times,
             w=w,
             facts={
-                f"teacher guidance w ({_how_guided(model)})": f"{w:g}",
+                "teacher guidance w (already in the student; sample without guidance)": f"{w:g}",
                 "trained for steps": str(steps),
                 "source priors": ", ".join(f"{o.label} {p:g}" for o, p in recipe.priors.at(1.0).items()),
                 "training data": made.data.name,
             },
         )
-
-
-def _how_guided(model: DiffusionModel) -> str:
-    told = model.reads_guidance and model.family is not None and model.family.tells_guidance
-    return "tell the student: guidance_scale = w + 1" if told else "already in the student; sample without guidance"
 
 
 def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:

@@ -103,6 +103,11 @@ def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sa
     kind = config.get("_class_name")
     if kind not in ("LCMScheduler", "FlowMatchLCMScheduler"):
         return teacher_sampler(model.expert(guided=True), model, steps, w=w)
+    if w > 0 and not model.reads_guidance:
+        raise ConfigError(
+            f"`--guidance` must be 0 for this consistency student, which has its guidance in its weights, but is "
+            f"{w:g} instead."
+        )
     grid = int(config.get("original_inference_steps", steps))
     if steps > grid:
         raise ConfigError(f"`--steps` must be at most {grid} for this consistency student, but is {steps} instead.")
@@ -110,5 +115,4 @@ def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sa
     if kind == "LCMScheduler":
         scaling = float(config.get("timestep_scaling", 10.0))
         denoiser = BoundaryConditioned(denoiser, model.schedule, timestep_scaling=scaling)
-    told = w if model.reads_guidance else 0.0
-    return Sampler(denoiser, model.schedule, consistency_grid(grid, steps), "renoise", told, codec=model.codec)
+    return Sampler(denoiser, model.schedule, consistency_grid(grid, steps), "renoise", w, codec=model.codec)

@@ -50,8 +50,6 @@ class Family(ABC):
     """The pipeline's name of its denoiser: `unet` or `transformer`."""
     latent: ClassVar[bool] = True
     """Whether samples are latents of an autoencoder."""
-    tells_guidance: ClassVar[bool] = True
-    """Whether its pipeline tells a network w that reads it; else it is baked into the network."""
 
     @abstractmethod
     def load(self, folder: Path) -> DiffusionModel:
@@ -102,16 +100,15 @@ class Family(ABC):
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
         return DiffusionPipeline.from_pretrained(model.folder, **absent_components(model.folder) | parts)
 
-    def example(self, model: DiffusionModel, *, times: Tensor, w: float) -> str:
-        """Arguments of a call of the pipeline that samples a student, for the model card.
+    def example(self, model: DiffusionModel, *, times: Tensor) -> str:
+        """Arguments of a call of the pipeline that samples a student at `times` (N + 1,) from 1 to 0, but for guidance;
+        for the model card."""
+        return f'prompt="a photo", num_inference_steps={len(times) - 1}'
 
-        Args:
-            model: the student.
-            times: (N + 1,) from 1 to 0, at which it samples.
-            w: guidance of a student that its pipeline tells it of.
-        """
-        scale = round(guidance_scale_from_w(w), 6) if model.reads_guidance and self.tells_guidance else 1.0
-        return f'prompt="a photo", num_inference_steps={len(times) - 1}, guidance_scale={scale}'
+    def guidance_scale(self, model: DiffusionModel, w: float) -> float | None:
+        """`guidance_scale` that the pipeline of a student at guidance `w` must be called with: 1 where w is in the
+        weights already, None where it takes none."""
+        return guidance_scale_from_w(w) if model.reads_guidance else 1.0
 
     @abstractmethod
     def plain(self, network: nn.Module, w: float) -> nn.Module:
