@@ -183,9 +183,9 @@ def flow_note(scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchLCMScheduler
         return f"`num_inference_steps={steps}` takes the times that the student was trained at by itself."
     shift = scheduler.config[_STUDENT]["shift"]
     return (
-        f"The scheduler in this folder is set for `num_inference_steps={steps}` of this pipeline: pass no `sigmas`. For "
-        f"other steps put `diffusers.{type(scheduler).__name__}(shift={shift:g})` in its place, and pass the times they "
-        "are to take, such as `sigmas=[1.0, 0.5]`."
+        f"The scheduler in this folder is set for `num_inference_steps={steps}` of this pipeline: pass no `sigmas`. "
+        f"For other steps put `diffusers.{type(scheduler).__name__}(shift={shift:g})` in its place, and pass the times "
+        "they are to take, such as `sigmas=[1.0, 0.5]`."
     )
 
 
