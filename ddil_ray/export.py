@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.models import DiffusionModel, Family
 from ddil_ray.models.family import absent_components
-from ddil_ray.models.flow import flow_scheduler
+from ddil_ray.models.flow import flow_note, flow_scheduler
 from ddil_ray.models.lora import fused, save_lora
 
 __all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder", "student_scheduler"]
@@ -35,9 +35,6 @@ images = pipeline({arguments}, generator=torch.manual_seed(0)).images
 
 _GRID_KNOWN = """The scheduler in this folder visits the timesteps {timesteps}
 for `num_inference_steps={steps}` by itself: pass no `timesteps`, and keep the scheduler."""
-
-_GRID_TOLD = """**Always pass these `sigmas`,** and keep the scheduler: the student was trained at the timesteps
-{timesteps}, and the pipeline by itself would take others."""
 
 _GUIDANCE_INSIDE = """**Always pass `guidance_scale=1`.** Guidance is in the weights already; told nothing, this
 pipeline guides a second time.
@@ -131,8 +128,7 @@ def save_model_folder(
         pipeline = model.family.pipeline(model, scheduler or student_scheduler(model, times, None), w=w)
         pipeline.save_pretrained(folder)
         _forget_origins(folder)
-        absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
-        library, usage = "diffusers", _usage(model, model.family, times, absent, w=w)
+        library, usage = "diffusers", _usage(model, model.family, pipeline, folder, times, w)
         tag = "text-to-image" if model.prompted else "unconditional-image-generation"
     else:
         save_model(model.network, str(folder / "model.safetensors"))
@@ -150,20 +146,20 @@ def save_model_folder(
     )
 
 
-def _usage(model: DiffusionModel, family: Family, times: Tensor, absent: Sequence[str], *, w: float) -> str:
-    """The exact call of the pipeline, and what to heed."""
+def _usage(model: DiffusionModel, family: Family, pipeline: Any, folder: Path, times: Tensor, w: float) -> str:
+    """How to load and call the `pipeline` in `folder`, and what to heed."""
     scale, arguments, guidance = family.guidance_scale(model, w), family.example(model, times=times), ""
     if scale is not None:
         arguments += f", guidance_scale={scale:g}"
         guidance = _GUIDANCE_TOLD.format(scale=scale, w=w) if model.reads_guidance else _GUIDANCE_INSIDE
-    timesteps = ", ".join(f"{t:g}" for t in model.schedule.network_time(times[:-1]).tolist())
-    grid = _GRID_TOLD if "sigmas=" in arguments else _GRID_KNOWN
-    return _PIPELINE_USAGE.format(
-        arguments=arguments,
-        absent="".join(f", {name}=None" for name in absent),
-        guidance=guidance,
-        grid=grid.format(timesteps=timesteps, steps=len(times) - 1),
-    )
+    if isinstance(model.schedule, RectifiedFlow):
+        grid = flow_note(pipeline.scheduler, times)
+    else:
+        timesteps = ", ".join(f"{t:g}" for t in model.schedule.network_time(times[:-1]).tolist())
+        grid = _GRID_KNOWN.format(timesteps=timesteps, steps=len(times) - 1)
+    absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
+    absent_arguments = "".join(f", {name}=None" for name in absent)
+    return _PIPELINE_USAGE.format(arguments=arguments, absent=absent_arguments, guidance=guidance, grid=grid)
 
 
 def _forget_origins(folder: Path) -> None:

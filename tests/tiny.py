@@ -131,9 +131,7 @@ def letter_tokenizer() -> T5Tokenizer:
 
 def tiny_t5(width: int) -> T5EncoderModel:
     """One layer over letters."""
-    return T5EncoderModel(
-        T5Config(vocab_size=98, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2)
-    )  # fmt: skip
+    return T5EncoderModel(T5Config(vocab_size=98, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2))
 
 
 def _flow_vae() -> AutoencoderKL:

@@ -27,7 +27,7 @@ from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.network import FamilyNetwork
 from ddil_ray.prompts import NEGATIVE
 
-__all__ = ["FlowFamily", "denoiser_of", "flow_scheduler", "refused_size"]
+__all__ = ["FlowFamily", "denoiser_of", "flow_note", "flow_scheduler", "refused_size"]
 
 _STUDENT = "_ddil_ray"
 
@@ -108,8 +108,7 @@ class FlowFamily(Family):
         """See `Family.example`; with the times where the pipeline would take others, and the size it was trained at."""
         called = super().example(model, times=times)
         if not _uniform(times):
-            sigmas = [round(t, 6) for t in times[:-1].tolist()]
-            called = called.replace(f"num_inference_steps={len(sigmas)}", f"sigmas={sigmas}")
+            called = called.replace(f"num_inference_steps={len(times) - 1}", f"sigmas={_sigmas(times)}")
         assert model.folder is not None
         height, width = (side * vae_scale(model.folder) for side in model.sample_shape[1:])
         return f"{called}, height={height}, width={width}"
@@ -154,9 +153,9 @@ def _made_for(steps: int, schedule: RectifiedFlow) -> dict[str, Any]:
     """Settings with which a scheduler that is told no `sigmas` takes `steps` = N times n / N, shifted by m.
 
     Left alone it starts from the times 1 - x with x = .999 i / (N - 1), i = 0 .. N - 1. It can shift them by another
-    m' and then stretch 1 - sigma so that the last sigma is a given one: 1 - sigma = c x / (m' - (m' - 1) x). Wanted are
-    the times 1 - i / N = 1 - k x with k = (N - 1) / (.999 N), so 1 - sigma = k x / (m - (m - 1) k x). The two are equal
-    for every x where m' = m / (m - (m - 1) k) and where they are for the last.
+    m' and then stretch 1 - sigma, so that the last sigma is a given one: 1 - sigma = c x / (m' - (m' - 1) x). Wanted
+    are the times 1 - i / N = 1 - k x with k = (N - 1) / (.999 N), so 1 - sigma = k x / (m - (m - 1) k x). The two are
+    equal for every x where m' = m / (m - (m - 1) k) and where they are for the last.
     """
     if steps == 1:
         return {}  # the one time is 1, which nothing moves
@@ -170,6 +169,28 @@ def _made_for(steps: int, schedule: RectifiedFlow) -> dict[str, Any]:
         "max_shift": other,
         "shift_terminal": last,
     }
+
+
+def flow_note(scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchLCMScheduler, times: Tensor) -> str:
+    """What to heed in a call of a pipeline with a `scheduler` of `flow_scheduler`, for the model card."""
+    steps = len(times) - 1
+    if not _uniform(times):
+        return (
+            "**Always pass `sigmas`.** They are the times that the student was trained at, before the shift of the "
+            "scheduler; told `num_inference_steps` alone, this pipeline takes others."
+        )
+    if scheduler.config.shift_terminal is None:
+        return f"`num_inference_steps={steps}` takes the times that the student was trained at by itself."
+    shift = scheduler.config[_STUDENT]["shift"]
+    return (
+        f"The scheduler in this folder is set for `num_inference_steps={steps}` of this pipeline: pass no `sigmas`. "
+        f"For other steps put `diffusers.{type(scheduler).__name__}(shift={shift:g})` in its place, and pass the times "
+        "they are to take, such as `sigmas=[1.0, 0.5]`."
+    )
+
+
+def _sigmas(times: Tensor) -> list[float]:
+    return [round(t, 6) for t in times[:-1].tolist()]
 
 
 def _uniform(times: Tensor) -> bool:

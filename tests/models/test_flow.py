@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from tiny import LATENT, save_pipeline
 
+from ddil_ray.config import RunConfig
 from ddil_ray.diffusion.denoiser import w_from_guidance_scale
 from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.timegrid import uniform_grid
@@ -16,6 +17,7 @@ from ddil_ray.errors import ConfigError
 from ddil_ray.models import load_model
 from ddil_ray.models.flux import pack, unpack
 from ddil_ray.prompts import HeldEmbeddings, Prompts
+from ddil_ray.training.recipe import Recipe
 
 WORDS = ["a red bird", "two boats", "rain"]
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -123,6 +125,16 @@ def test_sizes_that_a_transformer_cannot_make_are_refused(tmp_path):
         model.resized((8, 18))
     with pytest.raises(ConfigError, match=r"`teacher.sample_size` must be a multiple .* 2 x 2 .*\[7, 8\]"):
         model.resized((7, 8))
+
+
+def test_a_config_may_choose_the_size_of_samples(tmp_path):
+    folder = save_pipeline("flux", tmp_path)
+    config = {"name": "n", "data": {"source": "given"}, "objective": {"type": "lcm"}}
+    teacher = {"model": str(folder), "sample_size": [4, 16]}
+    assert Recipe(RunConfig.model_validate({**config, "teacher": teacher})).load_teacher().sample_shape == (16, 4, 16)
+    teacher["model"] = "ddil_ray.testing:tiny_model"
+    with pytest.raises(ConfigError, match=r"`teacher.sample_size` must be left out .*\[4, 16\]"):
+        Recipe(RunConfig.model_validate({**config, "teacher": teacher})).load_teacher()
 
 
 def test_a_transformer_that_reads_more_than_latents_is_refused(tmp_path):
