@@ -1,4 +1,4 @@
-"""Pins what `ddil_ray.prepare` makes: latents and embeddings are the pipeline's own, every row once, whatever stops it."""
+"""Pins what preparing makes: the pipeline's own latents and embeddings, and every row once, whatever stops it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from preparing import encode, inline, picture, prepare, quiet, settings, write_folder, write_tar
+from preparing import (
+    assert_every_row_once,
+    encode,
+    inline,
+    kill_after,
+    picture,
+    prepare,
+    quiet,
+    settings,
+    start,
+    write_folder,
+    write_pairs,
+    write_tar,
+)
 from tiny import save_pipeline
 
 from ddil_ray.data import load_images
@@ -31,10 +44,9 @@ def teacher(tmp_path_factory):
 def rows_of(output, bucket="16x16"):
     """Rows of a bucket by source."""
     files = sorted((output / "latents" / bucket).glob("*"))
-    rows = pa.concat_tables([pq.read_table(file).drop_columns("latent") for file in files]).to_pylist()
-    latents = torch.cat(
-        [torch.from_numpy(pq.read_table(f)["latent"].combine_chunks().to_numpy_ndarray()) for f in files]
-    )
+    table = pa.concat_tables([pq.read_table(file) for file in files])
+    rows = table.drop_columns("latent").to_pylist()
+    latents = torch.tensor(table["latent"].combine_chunks().to_numpy_ndarray())
     assert len({row["source"] for row in rows}) == len(rows)
     return {row["source"]: row | {"latent": latent} for row, latent in zip(rows, latents, strict=True)}
 
@@ -74,9 +86,8 @@ def test_a_row_says_where_it_comes_from(plain):
 
 def test_half_precision_is_the_default(teacher, plain, tmp_path):
     prepare(settings(teacher, plain[0], tmp_path / "out"))
-    assert (
-        pq.read_schema(tmp_path / "out" / "prompts" / "00000.parquet").field("prompt").type.value_type == pa.float16()
-    )
+    (file,) = (tmp_path / "out" / "prompts").iterdir()
+    assert pq.read_schema(file).field("prompt").type.value_type == pa.float16()
     half, full = load_images(str(tmp_path / "out")), load_images(str(plain[1]))
     torch.testing.assert_close(half.images, full.images.half().float())
     torch.testing.assert_close(half.prompts.rows([2])["prompt"], full.prompts.rows([2])["prompt"].half())
@@ -217,18 +228,28 @@ def test_a_rerun_does_only_what_is_missing(teacher, plain, tmp_path, stop):
         prepare(config, stop)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
     assert not (tmp_path / "out" / "dataset.json").exists()
-    again = []
-    job = new_job(config)
+    asked, job = {}, new_job(config)
     assert not begin(job)
-    fill(
-        job, lambda stage, requests: again.extend((stage, r) for r in requests) or inline(job)(stage, requests), quiet()
-    )
-    made = sum(stage == "ImageStage" for stage, _ in again)
-    assert made == 3 - stop.get("ImageStage", 0)
+
+    def execute(stage, requests):
+        asked[stage] = len(requests)
+        return inline(job)(stage, requests)
+
+    fill(job, execute, quiet())
+    assert asked["ImageStage"] == 3 - stop.get("ImageStage", 0)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert set(rows_of(tmp_path / "out")) == {f"{i:03}.png" for i in range(5)}
     torch.testing.assert_close(load_images(str(tmp_path / "out")).images, load_images(str(plain[1])).images)
     assert prepare(config).images_per_s is None
+
+
+def test_a_killed_process_and_a_rerun_leave_every_row_once(teacher, tmp_path):
+    write_pairs(tmp_path / "source", 300, tars=3, captions=40)
+    config = settings(teacher, tmp_path / "source", tmp_path / "out", rows_per_file=5)
+    script = f"import preparing; preparing.prepare(preparing.PrepareConfig(**{config.model_dump()!r}))"
+    kill_after(start(script, tmp_path), tmp_path / "out", items=20)
+    assert prepare(config).buckets == {"16x16": 300}
+    assert_every_row_once(tmp_path / "out", 300, captions=40)
 
 
 def test_what_a_killed_process_left_is_removed(teacher, plain, tmp_path):
@@ -247,15 +268,13 @@ def test_what_a_killed_process_left_is_removed(teacher, plain, tmp_path):
 
 def test_another_preparation_in_the_same_output_is_refused(teacher, plain, tmp_path):
     source, output = plain
-    with pytest.raises(
-        ConfigError, match=r"begun with others: buckets was 'square' and is '\[\[16, 32\]\]'; dtype was"
-    ):
+    with pytest.raises(ConfigError, match=r"others: buckets was 'square' and is '\[\[16, 32\]\]'; dtype was"):
         prepare(settings(teacher, source, output, buckets=[[16, 32]], rows_per_file=2))
     write_folder(tmp_path / "source", CAPTIONS)
     prepare(settings(teacher, tmp_path / "source", tmp_path / "out"))
     with (tmp_path / "source" / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "005.png", "text": "new"}\n')
-    with pytest.raises(ConfigError, match="files of data.source"):
+    with pytest.raises(ConfigError, match="files of data"):
         prepare(settings(teacher, tmp_path / "source", tmp_path / "out"))
     with pytest.raises(ConfigError, match="must be empty or begun by"):
         prepare(settings(teacher, source, tmp_path / "source"))
@@ -304,7 +323,7 @@ def _table(**columns):
         (lambda folder: None, {}, "does not exist or is empty"),
         (_broken("a.doc", b""), {}, r"holds a.doc and the like"),
         (_broken("metadata.jsonl", b'{"file_name": "a.png", "text": "a"}\n{oops\n'), {}, r"line 2 is '\{oops' instead"),
-        (_broken("metadata.jsonl", b'{"file": "a.png", "text": "a"}'), {}, r"`file_name` in each line .* has file, text"),
+        (_broken("metadata.jsonl", b'{"file": "a.png", "text": "a"}'), {}, r"`file_name` in each .* has file, text"),
         (_broken("metadata.jsonl", b'{"file_name": "a.png", "texts": "a"}'), {}, r"Did you mean 'texts'\?"),
         (_broken("metadata.jsonl", b'{"file_name": "a.png", "text": " "}'), {}, "all 1 were left out"),
         (_broken("a.parquet", _table(images=[b"x"], text=["a"])), {}, r"data.image_column.*Did you mean 'images'\?"),
