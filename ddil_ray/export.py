@@ -11,16 +11,16 @@ from typing import Any
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
 
-from ddil_ray.card import Base, write_card
+from ddil_ray.card import PLACE, Base, write_card
 from ddil_ray.models import DiffusionModel, Family
 
-__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder"]
+__all__ = ["consistency_scheduler", "ddim_scheduler", "forget_origins", "save_model_folder"]
 
 _PIPELINE_USAGE = """```python
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("{place}")
 images = pipeline({arguments}, generator=torch.manual_seed(0)).images
 ```
 
@@ -88,7 +88,7 @@ def save_model_folder(
     if model.family is not None:
         pipeline = model.family.pipeline(model, scheduler or ddim_scheduler(model), w=w)
         pipeline.save_pretrained(folder)
-        _forget_origins(folder)
+        forget_origins(folder)
         library, usage = "diffusers", _usage(model, model.family, pipeline.scheduler, steps=steps, w=w)
         tag = "text-to-image" if model.prompted else "unconditional-image-generation"
     else:
@@ -113,10 +113,10 @@ def _usage(model: DiffusionModel, family: Family, scheduler: Any, *, steps: int,
         guidance = _GUIDANCE_TOLD.format(scale=scale, w=w) if model.reads_guidance else _GUIDANCE_INSIDE
     scheduler.set_timesteps(steps)
     timesteps = ", ".join(f"{t:g}" for t in scheduler.timesteps.tolist())
-    return _PIPELINE_USAGE.format(arguments=arguments, guidance=guidance, timesteps=timesteps, steps=steps)
+    return _PIPELINE_USAGE.format(place=PLACE, arguments=arguments, guidance=guidance, timesteps=timesteps, steps=steps)
 
 
-def _forget_origins(folder: Path) -> None:
+def forget_origins(folder: Path) -> None:
     """Take out of every config where on this machine diffusers read the component."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = json.loads(path.read_text())

@@ -15,6 +15,7 @@ from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
+from ddil_ray.cli.export import export
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError
@@ -26,6 +27,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train-teacher": train_teacher,
     "sample": sample,
     "evaluate": evaluate,
+    "export": export,
     "compare": compare,
     "ablate": ablate,
     "demo": demo,

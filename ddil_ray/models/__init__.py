@@ -24,7 +24,7 @@ from ddil_ray.models.family import Family
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
-__all__ = ["FAMILIES", "DiffusionModel", "Family", "load_model", "student_of"]
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "load_model", "local_folder", "student_of"]
 
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
@@ -44,15 +44,22 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     Raises:
         ConfigError: nothing of that name, or not a pipeline this library knows.
     """
-    if spec.startswith("builtin:"):
-        return _load_builtin(spec.removeprefix("builtin:"))
-    if is_factory(spec):
+    if is_factory(spec) and not spec.startswith("builtin:"):
         return load_module(spec, weights=weights)
+    return _load_folder(local_folder(spec))
+
+
+def local_folder(spec: str) -> Path:
+    """The folder of a pipeline that is named as in `load_model`, fetched where it is not on this machine.
+
+    Raises:
+        ConfigError: nothing of that name.
+    """
+    if spec.startswith("builtin:"):
+        return _builtin(spec.removeprefix("builtin:"))
     if "://" in spec:
-        return _load_url(spec)
-    if Path(spec).exists():
-        return _load_folder(Path(spec))
-    return _load_hub(spec)
+        return _fetched_url(spec)
+    return Path(spec) if Path(spec).exists() else _fetched_hub(spec)
 
 
 def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> DiffusionModel:
@@ -73,7 +80,7 @@ def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> 
     return student.family.with_guidance_embedding(student)
 
 
-def _load_builtin(name: str) -> DiffusionModel:
+def _builtin(name: str) -> Path:
     root = resources.files("ddil_ray.presets")
     known = sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
     if name not in known:
@@ -82,7 +89,7 @@ def _load_builtin(name: str) -> DiffusionModel:
             f"'builtin:{name}' instead."
         )
     with resources.as_file(root / name) as folder:
-        return _load_folder(folder)
+        return folder
 
 
 def _load_folder(folder: Path) -> DiffusionModel:
@@ -106,7 +113,7 @@ def _load_folder(folder: Path) -> DiffusionModel:
     )
 
 
-def _load_url(url: str) -> DiffusionModel:
+def _fetched_url(url: str) -> Path:
     import fsspec
 
     local = _fetched()
@@ -118,7 +125,7 @@ def _load_url(url: str) -> DiffusionModel:
             f"`teacher.model` must be a readable folder, but {url!r} failed: {error}. Check the address and "
             "its credentials."
         ) from error
-    return _load_folder(local)
+    return local
 
 
 def _fetched() -> Path:
@@ -128,11 +135,11 @@ def _fetched() -> Path:
     return Path(folder.name)
 
 
-def _load_hub(spec: str) -> DiffusionModel:
+def _fetched_hub(spec: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return _load_folder(Path(DiffusionPipeline.download(spec)))
+        return Path(DiffusionPipeline.download(spec))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`teacher.model` must be an existing folder, a URL, `module.path:factory`, `builtin:NAME` or a hub id, "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddil_ray.diffusion.schedule import schedule_from_diffusers
 from ddil_ray.models.family import Family, TextEncoder, checked_prediction, load_component, read_config
+from ddil_ray.models.latents import variant_of
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.network import FamilyNetwork, sinusoid
 from ddil_ray.prompts import NEGATIVE, Embeddings
@@ -48,7 +49,13 @@ class StableDiffusionNetwork(FamilyNetwork):
 class _ClipEncoder(TextEncoder):
     def __init__(self, folder: Path, device: torch.device | str) -> None:
         self._pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, unet=None, vae=None, safety_checker=None, feature_extractor=None, image_encoder=None
+            folder,
+            unet=None,
+            vae=None,
+            safety_checker=None,
+            feature_extractor=None,
+            image_encoder=None,
+            variant=variant_of(folder / "text_encoder"),
         ).to(device)
 
     @torch.no_grad()
