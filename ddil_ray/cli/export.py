@@ -46,7 +46,7 @@ def export(
     if private and push is None:
         raise ConfigError("`--private` must come with `--push`, but does not. Add the repository to push to.")
 
-    from ddil_ray.publish.folder import copy_folder, pipeline_folder
+    from ddil_ray.publish.folder import check_target, copy_folder, pipeline_folder
     from ddil_ray.publish.hub import check_push
     from ddil_ray.publish.hub import push as push_to_hub
     from ddil_ray.publish.onnx import add_onnx, check_onnx
@@ -55,8 +55,9 @@ def export(
         check_push(push)
     if onnx:
         check_onnx()
-    source = pipeline_folder(model)
-    folder = writable(out or Path("exports", _name(model)), "--out")
+    source, folder = pipeline_folder(model), out or Path("exports", _name(model))
+    check_target(source, folder)
+    writable(folder, "--out")
     copy_folder(source, folder, dtype=dtype.value if dtype else None, variant=variant)
     found: dict[str, str] = {"folder": str(folder)}
     if onnx:

@@ -14,7 +14,7 @@ from ddil_ray.export import forget_origins
 from ddil_ray.models import local_folder
 from ddil_ray.models.latents import variant_of
 
-__all__ = ["DTYPES", "copy_folder", "pipeline_folder"]
+__all__ = ["DTYPES", "check_target", "copy_folder", "pipeline_folder"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,8 +27,11 @@ def pipeline_folder(spec: str) -> Path:
     """
     import fsspec
 
-    fs, root = fsspec.core.url_to_fs(spec)
-    student = fs.exists(f"{root.rstrip('/')}/student/model_index.json")
+    try:
+        fs, root = fsspec.core.url_to_fs(spec)
+        student = fs.exists(f"{root.rstrip('/')}/student/model_index.json")
+    except Exception:  # of any filesystem; fetching explains it
+        student = False
     folder = local_folder(f"{spec.rstrip('/')}/student" if student else spec)
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
@@ -38,20 +41,30 @@ def pipeline_folder(spec: str) -> Path:
     return folder
 
 
+def check_target(source: Path, out: Path) -> None:
+    """Whether `source` can be copied to `out`.
+
+    Raises:
+        ConfigError: `out` holds something, or lies in `source`.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"`--out` must be a new or empty folder, but {out} holds files. Choose another.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"`--out` must not lie in the folder that is exported, but {out} does. Choose another.")
+
+
 def copy_folder(source: Path, out: Path, *, dtype: str | None = None, variant: bool = False) -> None:
     """Copy the pipeline in `source` to `out`.
 
     Args:
         source: a pipeline folder.
-        out: new or empty.
+        out: see `check_target`.
         dtype: precision of the copy, a key of `DTYPES`; None leaves files as they are.
         variant: name the files of weights after `dtype`, as the hub does for half precisions.
 
     Raises:
-        ConfigError: `out` holds something, or the pipeline cannot be read.
+        ConfigError: the pipeline cannot be read.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"`--out` must be a new or empty folder, but {out} holds files. Choose another.")
     if dtype is not None:
         _save_cast(source, out, dtype, variant=variant)
     shutil.copytree(source, out, dirs_exist_ok=True, ignore=None if dtype is None else _what_is_there(source, out))
