@@ -8,16 +8,27 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from ddil_ray.factory import is_factory
 
-__all__ = ["Base", "License", "add_section", "base_of", "markdown_table", "public_name", "write_card"]
+__all__ = [
+    "PLACE",
+    "Base",
+    "License",
+    "add_section",
+    "base_of",
+    "call_with",
+    "markdown_table",
+    "public_name",
+    "write_card",
+]
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -36,6 +47,9 @@ _TEMPLATE = """---
 {% for name, fact in facts.items() -%}
 - {{ name }}: {{ fact }}
 {% endfor %}"""
+
+PLACE = "path/to/this/folder"
+"""What a card says in the place of its folder."""
 
 _HUB = "https://huggingface.co"
 _PACKAGES = ("ddil-ray", "diffusers", "torch", "transformers", "peft")
@@ -94,8 +108,13 @@ def _license_in(folder: Path | None, hub_id: str | None) -> License:
     """
     card = folder / "README.md" if folder else None
     try:
-        data = ModelCard.load(card if card and card.is_file() else hub_id or "", ignore_metadata_errors=True).data
-    except (OSError, ValueError):  # none there, out of reach, or not to be understood
+        if card and card.is_file():
+            data = ModelCard.load(card, ignore_metadata_errors=True).data
+        else:
+            data = HfApi().model_info(hub_id, timeout=10).card_data if hub_id else None
+    except Exception:  # the hub's, its transport's, or YAML's
+        data = None
+    if data is None:
         return License()
     link = data.license_link
     if link and "://" not in link:
@@ -158,12 +177,28 @@ def write_card(
 
 
 def add_section(folder: Path, title: str, text: str) -> None:
-    """Add a section to the card in `folder`; one that has this title already is replaced."""
-    card = ModelCard.load(folder / "README.md")
-    kept = [part.strip() for part in re.split(r"^(?=## )", card.text, flags=re.MULTILINE)]
-    parts = [part for part in kept if not part.startswith(f"## {title}\n")]
-    card.text = "\n" + "\n\n".join([*parts, f"## {title}\n\n{text}"]) + "\n"
-    card.save(folder / "README.md")
+    """Add a section to the card in `folder`, if it has one; a section that has this title already is replaced."""
+    with _changed(folder) as card:
+        kept = [part.strip() for part in re.split(r"^(?=## )", card.text, flags=re.MULTILINE)]
+        parts = [part for part in kept if not part.startswith(f"## {title}\n")]
+        card.text = "\n" + "\n\n".join([*parts, f"## {title}\n\n{text}"]) + "\n"
+
+
+def call_with(folder: Path, arguments: str = "", *, place: str = PLACE) -> None:
+    """Change how the card in `folder`, if it has one, loads the pipeline: from `place`, with more `arguments`."""
+    more = f", {arguments}" if arguments else ""
+    with _changed(folder) as card:
+        card.text = card.text.replace(f'from_pretrained("{PLACE}"', f'from_pretrained("{place}"{more}', 1)
+
+
+@contextlib.contextmanager
+def _changed(folder: Path) -> Iterator[Any]:
+    """The card in `folder`, saved again after; one that is kept nowhere if there is none."""
+    path = folder / "README.md"
+    card = ModelCard.load(path) if path.is_file() else ModelCard("---\n{}\n---\n")
+    yield card
+    if path.is_file():
+        card.save(path)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

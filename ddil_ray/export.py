@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import save_model
 from torch import Tensor
 
-from ddil_ray.card import Base, write_card
+from ddil_ray.card import PLACE, Base, write_card
 from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.models import DiffusionModel, Family
@@ -20,13 +20,13 @@ from ddil_ray.models.family import absent_components
 from ddil_ray.models.flow import flow_note, flow_scheduler
 from ddil_ray.models.lora import fused, save_lora
 
-__all__ = ["consistency_scheduler", "ddim_scheduler", "save_model_folder", "student_scheduler"]
+__all__ = ["consistency_scheduler", "ddim_scheduler", "forget_origins", "save_model_folder", "student_scheduler"]
 
 _PIPELINE_USAGE = """```python
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{absent})
+pipeline = DiffusionPipeline.from_pretrained("{place}"{absent})
 images = pipeline({arguments}, generator=torch.manual_seed(0)).images
 ```
 
@@ -127,7 +127,7 @@ def save_model_folder(
         times = uniform_grid(steps) if times is None else times
         pipeline = model.family.pipeline(model, scheduler or student_scheduler(model, times, None), w=w)
         pipeline.save_pretrained(folder)
-        _forget_origins(folder)
+        forget_origins(folder)
         library, usage = "diffusers", _usage(model, model.family, pipeline, folder, times, w)
         tag = "text-to-image" if model.prompted else "unconditional-image-generation"
     else:
@@ -158,11 +158,16 @@ def _usage(model: DiffusionModel, family: Family, pipeline: Any, folder: Path, t
         timesteps = ", ".join(f"{t:g}" for t in model.schedule.network_time(times[:-1]).tolist())
         grid = _GRID_KNOWN.format(timesteps=timesteps, steps=len(times) - 1)
     absent = [name for name in absent_components(folder) if name not in pipeline._optional_components]
-    absent_arguments = "".join(f", {name}=None" for name in absent)
-    return _PIPELINE_USAGE.format(arguments=arguments, absent=absent_arguments, guidance=guidance, grid=grid)
+    return _PIPELINE_USAGE.format(
+        place=PLACE,
+        arguments=arguments,
+        absent="".join(f", {name}=None" for name in absent),
+        guidance=guidance,
+        grid=grid,
+    )
 
 
-def _forget_origins(folder: Path) -> None:
+def forget_origins(folder: Path) -> None:
     """Take out of every config where on this machine diffusers read the component."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = json.loads(path.read_text())

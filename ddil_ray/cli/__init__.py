@@ -15,6 +15,7 @@ from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
+from ddil_ray.cli.export import export
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.train_teacher import train_teacher
@@ -28,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": prepare,
     "sample": sample,
     "evaluate": evaluate,
+    "export": export,
     "compare": compare,
     "ablate": ablate,
     "demo": demo,

@@ -28,6 +28,7 @@ def demo(
     from ddil_ray.models import DiffusionModel
     from ddil_ray.report import write_page
     from ddil_ray.results import (
+        add_scores,
         export_students,
         new_benchmark,
         samplers_of,
@@ -56,6 +57,8 @@ def demo(
 
     def measure(name: str, recipe: Recipe, parts: Ingredients, rounds: dict[int, DiffusionModel]) -> None:
         measured.update(scores(benchmark, {name: samplers_of(recipe, parts, rounds)["student"]}, grids))
+        own = {"student": measured[name], "teacher": measured["teacher"]}
+        add_scores(recipe, parts, rounds, own, benchmark.describe(), folder / recipe.config.name)
 
     for method in _PRESETS:
         view.say(f"{method}, forward-only: in this process.")

@@ -29,7 +29,7 @@ from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
-__all__ = ["FAMILIES", "DiffusionModel", "Family", "Lora", "find_pipeline", "load_model", "student_of"]
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "Lora", "find_pipeline", "load_model", "local_folder", "student_of"]
 
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
@@ -66,13 +66,21 @@ def find_pipeline(spec: str) -> tuple[Family, Path]:
     Raises:
         ConfigError: see `load_model`.
     """
-    if spec.startswith("builtin:"):
-        folder = _find_builtin(spec.removeprefix("builtin:"))
-    elif "://" in spec:
-        folder = _fetch_url(spec)
-    else:
-        folder = Path(spec) if Path(spec).exists() else _fetch_hub(spec)
+    folder = local_folder(spec)
     return _family_of(folder), folder
+
+
+def local_folder(spec: str) -> Path:
+    """The folder of a pipeline that is named as in `load_model`, fetched where it is not on this machine.
+
+    Raises:
+        ConfigError: nothing of that name.
+    """
+    if spec.startswith("builtin:"):
+        return _find_builtin(spec.removeprefix("builtin:"))
+    if "://" in spec:
+        return _fetch_url(spec)
+    return Path(spec) if Path(spec).exists() else _fetch_hub(spec)
 
 
 def student_of(

@@ -20,7 +20,7 @@ from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.errors import ConfigError
-from ddil_ray.models.latents import LatentCodec, load_codec
+from ddil_ray.models.latents import LatentCodec, load_codec, variant_of
 from ddil_ray.prompts import Embeddings
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Family(ABC):
 
         assert model.folder is not None
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
-        return DiffusionPipeline.from_pretrained(model.folder, **absent_components(model.folder) | parts)
+        absent, variant = absent_components(model.folder), variant_of(model.folder / self.component)
+        return DiffusionPipeline.from_pretrained(model.folder, variant=variant, **absent | parts)
 
     def example(self, model: DiffusionModel, *, times: Tensor) -> str:
         """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card.
@@ -159,10 +160,10 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
     Raises:
         ConfigError: not readable.
     """
-    half = not any((folder / component).glob("*model.safetensors*")) and any((folder / component).glob("*.fp16.*"))
+    place = folder / component
     try:
         network = kind.from_pretrained(
-            folder / component, low_cpu_mem_usage=False, variant="fp16" if half else None, torch_dtype=torch.float32
+            place, low_cpu_mem_usage=False, variant=variant_of(place), torch_dtype=torch.float32
         )
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddil_ray.diffusion.schedule import schedule_from_diffusers
 from ddil_ray.errors import ConfigError
 from ddil_ray.models.family import Family, TextEncoder, checked_prediction, load_component, read_config, unreadable
+from ddil_ray.models.latents import variant_of
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.network import FamilyNetwork, sinusoid
 from ddil_ray.prompts import NEGATIVE, Embeddings
@@ -70,8 +71,9 @@ class ClipEncoder(TextEncoder):
     """The components of such a pipeline that encode no text."""
 
     def __init__(self, folder: Path, device: torch.device | str) -> None:
+        variant, without = variant_of(folder / "text_encoder"), dict.fromkeys(self.without)
         try:
-            pipeline = self.kind.from_pretrained(folder, torch_dtype=torch.float32, **dict.fromkeys(self.without))
+            pipeline = self.kind.from_pretrained(folder, torch_dtype=torch.float32, variant=variant, **without)
         except (OSError, ValueError) as error:
             raise unreadable(folder, error) from error
         self.pipeline = pipeline.to(device)
