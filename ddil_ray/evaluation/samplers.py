@@ -105,4 +105,4 @@ def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sa
     consistent = BoundaryConditioned(
         model.denoiser(), model.schedule, timestep_scaling=float(config.get("timestep_scaling", 10.0))
     )
-    return Sampler(consistent, model.schedule, consistency_grid(grid, steps), "renoise", codec=model.codec)
+    return Sampler(consistent, model.schedule, consistency_grid(grid, steps), "renoise", w, codec=model.codec)
