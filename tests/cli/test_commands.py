@@ -102,7 +102,9 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
     assert _run(capsys, "train-teacher", "digits-teacher", *FAST_TEACHER, f"output={run_dir}")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["distill", "train-teacher", "sample", "evaluate", "compare", "ablate", "demo"])
+@pytest.mark.parametrize(
+    "command", ["distill", "train-teacher", "prepare", "sample", "evaluate", "compare", "ablate", "demo"]
+)
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
     assert code == 0
@@ -114,6 +116,7 @@ def test_every_command_explains_itself(capsys, command):
     [
         ("distill", "distill"),
         ("train_teacher", "train-teacher"),
+        ("prepare", "prepare"),
         ("sample", "sample"),
         ("evaluate", "evaluate"),
         ("compare", "compare"),

@@ -65,10 +65,11 @@ def test_a_mistake_deep_in_the_source_is_one_message(teacher, tmp_path):
     from ddil_ray.runtime.prepare import prepare as prepare_on_ray
 
     lines = [json.dumps({"file_name": "a.png", "text": "a"})] * 200
-    (tmp_path / "a.png").write_bytes(picture(0))
-    (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, "oops"]))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.png").write_bytes(picture(0))
+    (tmp_path / "source" / "metadata.jsonl").write_text("\n".join([*lines, "oops"]))
     with pytest.raises(DataError, match="line 201 is 'oops' instead"):
-        prepare_on_ray(new_job(settings(teacher, tmp_path, tmp_path / "out")), view=quiet())
+        prepare_on_ray(new_job(settings(teacher, tmp_path / "source", tmp_path / "out")), view=quiet())
 
 
 @pytest.mark.slow
