@@ -15,6 +15,7 @@ from tiny import save_pipeline
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data import load_images
 from ddil_ray.errors import DataError
+from ddil_ray.models import find_pipeline
 from ddil_ray.prepare import begin, fill, new_job
 from ddil_ray.prepare.rows import Missing
 from ddil_ray.prepare.sources import open_source
@@ -93,6 +94,11 @@ def test_class_ids_are_the_conditions_of_the_latents(tmp_path):
     assert (done.prompts, data.prompts, data.latents, data.labelled) == (0, None, True, True)
     assert data.labels.tolist() == [0, 1, 2]
     assert not (tmp_path / "out" / "prompts").exists()
+
+
+def test_families_with_text_encoders_are_of_prompts(tmp_path):
+    assert find_pipeline(str(save_pipeline("stable_diffusion", tmp_path)))[0].prompted
+    assert not find_pipeline("builtin:digits")[0].prompted
 
 
 def test_what_does_not_suit_the_teacher_is_refused(tmp_path):

@@ -233,6 +233,20 @@ def test_what_overflows_the_type_is_left_out(tmp_path):
     assert prepare(settings(teacher, source, tmp_path / "full", dtype="fp32")).buckets == {"16x16": 1}
 
 
+def test_embeddings_that_overflow_the_type_are_refused(tmp_path):
+    from transformers import CLIPTextModel
+
+    teacher = save_pipeline("stable_diffusion", tmp_path)
+    encoder = CLIPTextModel.from_pretrained(teacher / "text_encoder")
+    scale = next(p for name, p in encoder.named_parameters() if name.endswith("final_layer_norm.weight"))
+    scale.data.mul_(1e6)
+    encoder.save_pretrained(teacher / "text_encoder")
+    (tmp_path / "prompts.txt").write_text("a\n")
+    with pytest.raises(ConfigError, match=r"fp16 overflows for one of 'a' and the 0 after it. Set `dtype=fp32`"):
+        prepare(settings(teacher, tmp_path / "prompts.txt", tmp_path / "half"))
+    assert prepare(settings(teacher, tmp_path / "prompts.txt", tmp_path / "full", dtype="fp32")).prompts == 1
+
+
 @pytest.mark.parametrize("stop", [{"ScanStage": 0}, {"PromptStage": 1}, {"ImageStage": 0}, {"ImageStage": 2}])
 def test_a_rerun_does_only_what_is_missing(teacher, plain, tmp_path, stop):
     config = settings(teacher, plain[0], tmp_path / "out", dtype="fp32", rows_per_file=2)
