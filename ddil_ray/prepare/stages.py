@@ -141,10 +141,13 @@ class ImageStage:
         skipped: list[Missing] = []
         with ExitStack() as opened:
             for bucket, batch in self._by_bucket(request, rows, skipped):
+                table = self._encoded(batch, skipped)
+                if table is None:
+                    continue
                 if bucket not in files:
                     new = store.new_parquet(f"latents/{bucket.name}/{request.name}.parquet")
                     files[bucket] = opened.enter_context(new)
-                files[bucket].write(self._encoded(batch, skipped))
+                files[bucket].write(table)
         counts = {bucket.name: file.rows for bucket, file in files.items()}
         store.write_json(f"work/done/{request.name}.json", {"buckets": counts, "skipped": skipped})
         return len(rows), len(skipped)
@@ -198,12 +201,14 @@ class ImageStage:
             picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
         return picture.convert("L" if self._job.grey else "RGB")
 
-    def _encoded(self, batch: list[_Ready], skipped: list[Missing]) -> pa.Table:
-        """The rows of a batch, but for those whose latents are not finite."""
+    def _encoded(self, batch: list[_Ready], skipped: list[Missing]) -> pa.Table | None:
+        """The rows of a batch, but for those whose latents are not finite; None if there are no others."""
         latents = self._codec.encode(torch.stack([ready.pixels for ready in batch])).to(self._job.dtype).cpu()
         finite = latents.isfinite().flatten(1).all(1)
         reason = f"latents are not finite in {self._job.config.dtype}"
         skipped += [Missing(r.about["source"], reason) for r, good in zip(batch, finite, strict=True) if not good]
+        if not finite.any():
+            return None
         abouts = [ready.about for ready, good in zip(batch, finite, strict=True) if good]
         columns = {name: pa.array([about[name] for about in abouts], kind) for name, kind in _KINDS.items()}
         return pa.table({"latent": tensor_column(latents[finite]), **columns})

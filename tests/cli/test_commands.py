@@ -94,7 +94,8 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["distill", "train-teacher", "sample", "evaluate", "export", "compare", "ablate", "demo"]
+    "command",
+    ["distill", "train-teacher", "prepare", "sample", "evaluate", "export", "compare", "ablate", "demo"],
 )
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
@@ -107,6 +108,7 @@ def test_every_command_explains_itself(capsys, command):
     [
         ("distill", "distill"),
         ("train_teacher", "train-teacher"),
+        ("prepare", "prepare"),
         ("sample", "sample"),
         ("evaluate", "evaluate"),
         ("export", "export"),

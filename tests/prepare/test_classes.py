@@ -15,6 +15,7 @@ from tiny import save_pipeline
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data import load_images
 from ddil_ray.errors import DataError
+from ddil_ray.models import find_pipeline
 from ddil_ray.prepare import begin, fill, new_job
 from ddil_ray.prepare.rows import Missing
 from ddil_ray.prepare.sources import open_source
@@ -49,8 +50,8 @@ def _tar(folder):
 @pytest.mark.parametrize("write", [_class_folders, _metadata, _parquet, _tar])
 def test_every_format_has_classes(tmp_path, write):
     expected = write(tmp_path / "source")
-    reader = open_source(PrepareData(source=str(tmp_path / "source")), classes=True)
-    rows = [row for shard in reader.shards() for row in reader.scan(shard)]
+    reader, shards = open_source(PrepareData(source=str(tmp_path / "source")), classes=True)
+    rows = [row for shard in shards for row in reader.scan(shard)]
     assert {row.name: None if isinstance(row, Missing) else row.condition for row in rows} == expected
 
 
@@ -58,14 +59,13 @@ def test_every_format_has_classes(tmp_path, write):
 def test_what_is_no_class_id_is_left_out(tmp_path, label):
     lines = [json.dumps({"file_name": "a.png", "label": label})]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    reader = open_source(PrepareData(source=str(tmp_path)), classes=True)
-    assert list(reader.scan(reader.shards()[0])) == [Missing("a.png", "no class id")]
+    reader, (shard,) = open_source(PrepareData(source=str(tmp_path)), classes=True)
+    assert list(reader.scan(shard)) == [Missing("a.png", "no class id")]
 
 
 def test_a_row_of_a_tar_without_an_image_is_left_out(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.txt": b"a cat", "1.jpg": picture(1, format="JPEG"), "1.txt": b"a dog"})
-    reader = open_source(PrepareData(source=str(tmp_path / "a.tar")), classes=False)
-    (shard,) = reader.shards()
+    reader, (shard,) = open_source(PrepareData(source=str(tmp_path / "a.tar")), classes=False)
     first, second = reader.scan(shard)
     assert first == Missing("a.tar/0", "no image")
     (read,) = reader.contents(shard, [second])
@@ -75,8 +75,7 @@ def test_a_row_of_a_tar_without_an_image_is_left_out(tmp_path):
 def test_large_row_groups_are_read_in_parts(tmp_path):
     contents = [bytes([i]) * 8 for i in range(200)]
     pq.write_table(pa.table({"image": contents, "text": [str(i) for i in range(200)]}), tmp_path / "a.parquet")
-    reader = open_source(PrepareData(source=str(tmp_path)), classes=False)
-    (shard,) = reader.shards()
+    reader, (shard,) = open_source(PrepareData(source=str(tmp_path)), classes=False)
     part = list(reader.scan(shard))[70:130]
     assert [read() for read in reader.contents(shard, part)] == contents[70:130]
 
@@ -87,14 +86,19 @@ def test_class_ids_are_the_conditions_of_the_latents(tmp_path):
     _class_folders(tmp_path / "source")
     write_folder(tmp_path / "captions", ["a"])
     job = new_job(settings(teacher, tmp_path / "captions", tmp_path / "out"))
-    reader = open_source(PrepareData(source=str(tmp_path / "source")), classes=True)
-    job = replace(job, prompted=False, reader=reader, shards=tuple(reader.shards()))
+    reader, shards = open_source(PrepareData(source=str(tmp_path / "source")), classes=True)
+    job = replace(job, prompted=False, reader=reader, shards=tuple(shards))
     assert not begin(job)
     done = fill(job, inline(job), quiet())
     data = load_images(str(tmp_path / "out"))
     assert (done.prompts, data.prompts, data.latents, data.labelled) == (0, None, True, True)
     assert data.labels.tolist() == [0, 1, 2]
     assert not (tmp_path / "out" / "prompts").exists()
+
+
+def test_families_with_text_encoders_are_of_prompts(tmp_path):
+    assert find_pipeline(str(save_pipeline("stable_diffusion", tmp_path)))[0].prompted
+    assert not find_pipeline("builtin:digits")[0].prompted
 
 
 def test_what_does_not_suit_the_teacher_is_refused(tmp_path):

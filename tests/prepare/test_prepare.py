@@ -176,10 +176,12 @@ def test_prompts_alone(teacher, tmp_path, kind):
 def test_wide_and_tall_images_go_to_buckets_of_their_shape(teacher, tmp_path):
     sizes = {"wide.png": (16, 40), "tall.png": (64, 30), "small.png": (8, 8), "grey.png": (20, 16)}
     lines = [json.dumps({"file_name": name, "text": name}) for name in sizes]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "metadata.jsonl").write_text("\n".join(lines))
     for name, (height, width) in sizes.items():
-        (tmp_path / name).write_bytes(picture(len(name), height, width))
-    config = settings(teacher, tmp_path, tmp_path / "out", buckets=[[16, 16], [16, 32], [32, 16]], dtype="fp32")
+        (source / name).write_bytes(picture(len(name), height, width))
+    config = settings(teacher, source, tmp_path / "out", buckets=[[16, 16], [16, 32], [32, 16]], dtype="fp32")
     assert prepare(config).buckets == {"16x16": 2, "16x32": 1, "32x16": 1}
     index = read_index(str(tmp_path / "out"))
     assert index.latent_shapes == {"16x16": (4, 8, 8), "16x32": (4, 8, 16), "32x16": (4, 16, 8)}
@@ -188,7 +190,7 @@ def test_wide_and_tall_images_go_to_buckets_of_their_shape(teacher, tmp_path):
         "original_height": 16, "original_width": 40, "crop_top": 0, "crop_left": 4,
     }  # fmt: skip
     family, folder = find_pipeline(str(teacher))
-    pixels = decode_image((tmp_path / "wide.png").read_bytes(), name="", image_size=None)[:, :, 4:36]
+    pixels = decode_image((source / "wide.png").read_bytes(), name="", image_size=None)[:, :, 4:36]
     torch.testing.assert_close(wide["latent"], family.codec(folder).encode(pixels[None])[0])
     tall = rows_of(tmp_path / "out", "32x16")["tall.png"]  # 34 x 16 when it covers the bucket
     assert (tall["crop_top"], tall["crop_left"]) == (1, 0)
@@ -219,6 +221,30 @@ def test_where_nothing_can_be_prepared_there_is_no_data(teacher, tmp_path):
         with pytest.raises(DataError, match=r"all 2 were left out. The first is 000.png: `data.source` must hold"):
             prepare(settings(teacher, source, tmp_path / "out"))
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_what_overflows_the_type_is_left_out(tmp_path):
+    teacher = save_pipeline("stable_diffusion", tmp_path)
+    settings_of_vae = teacher / "vae" / "config.json"
+    settings_of_vae.write_text(settings_of_vae.read_text().replace('"scaling_factor": 0.5', '"scaling_factor": 5e7'))
+    source = write_folder(tmp_path / "source", ["a"])
+    with pytest.raises(DataError, match=r"000.png: latents are not finite in fp16"):
+        prepare(settings(teacher, source, tmp_path / "half"))
+    assert prepare(settings(teacher, source, tmp_path / "full", dtype="fp32")).buckets == {"16x16": 1}
+
+
+def test_embeddings_that_overflow_the_type_are_refused(tmp_path):
+    from transformers import CLIPTextModel
+
+    teacher = save_pipeline("stable_diffusion", tmp_path)
+    encoder = CLIPTextModel.from_pretrained(teacher / "text_encoder")
+    scale = next(p for name, p in encoder.named_parameters() if name.endswith("final_layer_norm.weight"))
+    scale.data.mul_(1e6)
+    encoder.save_pretrained(teacher / "text_encoder")
+    (tmp_path / "prompts.txt").write_text("a\n")
+    with pytest.raises(ConfigError, match=r"fp16 overflows for one of 'a' and the 0 after it. Set `dtype=fp32`"):
+        prepare(settings(teacher, tmp_path / "prompts.txt", tmp_path / "half"))
+    assert prepare(settings(teacher, tmp_path / "prompts.txt", tmp_path / "full", dtype="fp32")).prompts == 1
 
 
 @pytest.mark.parametrize("stop", [{"ScanStage": 0}, {"PromptStage": 1}, {"ImageStage": 0}, {"ImageStage": 2}])
@@ -294,11 +320,13 @@ def test_pictures_are_turned_as_their_camera_says(teacher, tmp_path):
     exif[0x0112] = 6  # to be turned by a quarter
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    source = tmp_path / "source"
+    source.mkdir()
     for name, content in {"turned": buffer.getvalue(), "upright": encode(np.rot90(pixels, -1))}.items():
-        (tmp_path / f"{name}.png").write_bytes(content)
+        (source / f"{name}.png").write_bytes(content)
     lines = [json.dumps({"file_name": f"{name}.png", "text": "a"}) for name in ("turned", "upright")]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    prepare(settings(teacher, tmp_path, tmp_path / "out", buckets=[[32, 16], [16, 32]]))
+    (source / "metadata.jsonl").write_text("\n".join(lines))
+    prepare(settings(teacher, source, tmp_path / "out", buckets=[[32, 16], [16, 32]]))
     first, second = rows_of(tmp_path / "out", "32x16").values()
     assert torch.equal(first["latent"], second["latent"])
 
@@ -333,10 +361,12 @@ def _table(**columns):
         (_broken("a.png", picture(0)), {}, "in a folder per class, or with a metadata.jsonl"),
         (_metadata, {"buckets": [[16, 17]]}, r"sides that are multiples of 2, .* one is 16x17"),
         (_metadata, {"teacher": {"model": "builtin:digits"}}, "must be a teacher of latents"),
+        (_metadata, {"output": "source/out"}, "must lie outside `data.source`"),
         (_metadata, {"output": "/proc/x"}, "`output` must be a folder or URL that can be written"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_message(teacher, tmp_path, write, more, expected):
+def test_mistakes_are_one_message(teacher, tmp_path, monkeypatch, write, more, expected):
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "source")
     tree = settings(teacher, tmp_path / "source", tmp_path / "out").model_dump() | more
     with pytest.raises((ConfigError, DataError), match=expected):
