@@ -258,8 +258,6 @@ class Recipe:
             wrong = "`threshold.mode` must not be per_channel"
         elif config.shift.enabled:
             wrong = "`shift.enabled` must be false"
-        elif config.evaluation.enabled:
-            wrong = "`evaluation.enabled` must be false"
         if wrong:
             raise DataError(
                 f"{wrong} for data without images, but {data.name} has prompts alone. Change it, or add images."
