@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ddil_ray.evaluation import (
     Benchmark,
     Measurements,
@@ -39,12 +41,15 @@ from ddil_ray.training.recipe import Ingredients, Recipe
 __all__ = [
     "SCORES",
     "Scores",
+    "Section",
     "classes_of",
     "export_students",
     "new_benchmark",
+    "prompt_parts",
     "run_report",
     "samplers_of",
     "save_grids",
+    "save_prompted",
     "score_parts",
     "score_table",
     "scores",
@@ -168,14 +173,19 @@ def classes_of(measurements: Measurements) -> Classes:
 
 
 def save_grids(measurements: Measurements, folder: Path) -> None:
-    """Write a picture of each sampler's first samples, and of the teacher's reference, into `folder`; and as
-    prompts.json their prompts, where there are some."""
+    """Write a picture of each sampler's first samples, and of the teacher's reference, into `folder`."""
     for model, by_steps in measurements.measured.items():
         for steps, measured in by_steps.items():
-            save_grid(measured.first, folder / f"{model}-{steps}-steps.png")
-    save_grid(measurements.reference, folder / "teacher-reference.png")
-    if measurements.prompts:
-        write_json(folder / PROMPTS, {"size": list(measurements.reference.shape[-2:]), "prompts": measurements.prompts})
+            save_prompted(measured.first, measurements.prompts, folder, f"{model}-{steps}-steps")
+    save_prompted(measurements.reference, measurements.prompts, folder, "teacher-reference")
+
+
+def save_prompted(samples: Tensor, prompts: Sequence[str], folder: Path, name: str) -> None:
+    """Write a picture `name` of `samples` (N, C, H, W) into `folder`, and as prompts.json the prompts, if there are
+    any; all pictures of a folder have the same."""
+    save_grid(samples, folder / f"{name}.png")
+    if prompts:
+        write_json(folder / PROMPTS, {"size": list(samples.shape[-2:]), "prompts": list(prompts)})
 
 
 def score_table(measured: Mapping[str, Mapping[int, Mapping[str, float]]], caption: str) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,17 +51,16 @@ class _Task:
 
     what: str
     targets: Tensor
-    """(N,) class ids, or (N, K) whether a word is in the prompt."""
+    """(N,) class ids; or (N, K) shares of the words that are in the prompt, all 0 where none is."""
     outputs: int
-    loss: Callable[[Tensor, Tensor], Tensor]
 
     def accuracy(self, logits: Tensor, targets: Tensor) -> float:
         """Share of images whose likeliest answer is right, of those that have a right one."""
         guess = logits.argmax(1)
         if targets.ndim == 1:
             return float((guess == targets).double().mean())
-        hits, any_word = targets.gather(1, guess[:, None])[:, 0], targets.any(1)
-        return float(hits[any_word].double().mean())
+        hits = targets.gather(1, guess[:, None])[:, 0] > 0
+        return float(hits[targets.any(1)].double().mean())
 
 
 def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> FeatureNetwork:
@@ -86,7 +84,7 @@ def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> Featu
         for _ in range(epochs):
             for rows in torch.randperm(len(train)).split(64):
                 chosen = train[rows]
-                loss = task.loss(network(data.images[chosen]), task.targets[chosen])
+                loss = F.cross_entropy(network(data.images[chosen]), task.targets[chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -101,7 +99,7 @@ def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> Featu
 def _task(data: ImageData) -> _Task | None:
     """What a classifier of `data` can learn; None where nothing is known of it."""
     if data.labelled and len(data):
-        return _Task("", data.labels, int(data.num_classes or 1), F.cross_entropy)
+        return _Task("", data.labels, int(data.num_classes or 1))
     texts = data.prompts.texts() if data.prompts is not None else ()
     if not texts or not len(data):
         return None
@@ -111,5 +109,6 @@ def _task(data: ImageData) -> _Task | None:
     known = list(itertools.islice(telling, _WORDS))
     if not known:
         return None
-    targets = torch.tensor([[float(word in found) for word in known] for found in words])
-    return _Task(f"{len(known)} words of the prompts of ", targets, len(known), F.binary_cross_entropy_with_logits)
+    present = torch.tensor([[float(word in found) for word in known] for found in words])
+    shares = present / present.sum(1, keepdim=True).clamp(min=1)
+    return _Task(f"{len(known)} words of the prompts of ", shares, len(known))
