@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 
 from ddil_ray.config.groups import Count, Fraction, Group, NonNegative
 from ddil_ray.config.load import ConfigTree
@@ -34,6 +34,12 @@ class Text(Group):
     layers: Count = 2
     heads: Count = 4
     word_dropout: Fraction = Field(0.1, description="chance of a caption to lose words, each word's is a half then")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Text:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, {self.heads}, but is {self.width}")
+        return self
 
 
 class TextTeacherNetwork(Group):

@@ -31,7 +31,7 @@ def fit(network: nn.Module, loss: Callable[[], Tensor], settings: Fit, on_record
     Raises:
         RunFailedError: the loss is not finite.
     """
-    network.train()
+    network.train().requires_grad_(True)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     factor = OptimizerSettings(steps=settings.steps, warmup_steps=settings.steps // 20, decay="cosine").factor

@@ -6,6 +6,7 @@ For demos, and for captioned images of one's own: minutes on a CPU for some thou
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,8 +63,9 @@ def train_text_teacher(
 
 
 def new_tokenizer(captions: Sequence[str], config: Text) -> CLIPTokenizer:
-    """CLIP's tokenizer with a vocabulary of its own: byte pairs, merged for as long as `captions` repeat them."""
-    tokenizer: CLIPTokenizer = CLIPTokenizer().train_new_from_iterator(captions, config.vocabulary, show_progress=False)
+    """CLIP's tokenizer with a vocabulary of its own: letters, merged for as long as `captions` repeat their pairs."""
+    texts = [*captions, *string.ascii_lowercase, *string.digits]  # so that any word can be spelt to its last letter
+    tokenizer: CLIPTokenizer = CLIPTokenizer().train_new_from_iterator(texts, config.vocabulary, show_progress=False)
     tokenizer.model_max_length = config.length
     return tokenizer
 
