@@ -198,7 +198,7 @@ class Recipe:
             ConfigError, DataError: see the methods below.
         """
         teacher = teacher or self.load_teacher()
-        data = data or self.load_data(teacher)
+        data = self.load_data(teacher) if data is None else data
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
         objective = self.objective(teacher, data.images)
