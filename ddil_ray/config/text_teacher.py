@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
 
-from ddil_ray.config.groups import Count, Fraction, Group, NonNegative
+from ddil_ray.config.groups import Count, Fraction, Group, NonNegative, Positive
 from ddil_ray.config.load import ConfigTree
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.config.teacher import Fit, Schedule, TeacherConfig, TeacherTrainer
@@ -18,6 +18,8 @@ __all__ = ["Autoencoder", "Text", "TextTeacherConfig", "TextTeacherNetwork", "lo
 class Autoencoder(Fit):
     """The `AutoencoderKL`, and its training, which comes first."""
 
+    batch_size: Count = 32
+    lr: Positive = 3e-3
     block_out_channels: tuple[Count, ...] = Field((16, 32, 64), description="each after the first halves the images")
     layers_per_block: Count = 1
     latent_channels: Count = 8
@@ -60,11 +62,11 @@ class TextTeacherConfig(Group):
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Count = Field(32, description="crop and resize to this many pixels")
     data: PrepareData
-    autoencoder: Autoencoder = Autoencoder(batch_size=32, lr=3e-3)
+    autoencoder: Autoencoder = Autoencoder()
     text: Text = Text()
     model: TextTeacherNetwork = TextTeacherNetwork()
     schedule: Schedule = Schedule()
-    trainer: TeacherTrainer = TeacherTrainer(batch_size=64)
+    trainer: TeacherTrainer = TeacherTrainer()
 
 
 def load_teacher_config(source: str, overrides: Sequence[str] = ()) -> TeacherConfig | TextTeacherConfig:
