@@ -8,10 +8,13 @@ ifeq ($(strip $(UV_FIND_LINKS)),)
 unexport UV_FIND_LINKS
 endif
 
-.PHONY: demo test test-all check benchmark-ddil clean
+.PHONY: demo demo-t2i test test-all check benchmark-ddil clean
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo
+
+demo-t2i: $(VENV)/.ok
+	$(BIN)/ddil-ray demo-t2i
 
 test: $(VENV)/.ok
 	$(BIN)/pytest

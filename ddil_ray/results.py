@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ddil_ray.card import add_section, base_of, markdown_table
 from ddil_ray.card_facts import public_text, student_facts
@@ -13,12 +16,26 @@ from ddil_ray.evaluation import (
     Measurements,
     Sampler,
     load_instruments,
+    pictures_of,
+    reference_rows,
     student_samplers,
     teacher_sampler,
 )
 from ddil_ray.export import save_model_folder, student_scheduler
+from ddil_ray.folder import write_json
 from ddil_ray.models import DiffusionModel
-from ddil_ray.report import Figure, Table, line_chart, save_grid, shift_parts, write_page
+from ddil_ray.report import (
+    Figure,
+    Gallery,
+    Part,
+    Strip,
+    Table,
+    grid_tiles,
+    line_chart,
+    save_grid,
+    shift_parts,
+    write_page,
+)
 from ddil_ray.states.batch import Origin
 from ddil_ray.tracking.journal import training_records
 from ddil_ray.training.recipe import Ingredients, Recipe
@@ -26,13 +43,16 @@ from ddil_ray.training.recipe import Ingredients, Recipe
 __all__ = [
     "SCORES",
     "Scores",
+    "Section",
     "add_scores",
     "classes_of",
     "export_students",
     "new_benchmark",
+    "prompt_parts",
     "run_report",
     "samplers_of",
     "save_grids",
+    "save_prompted",
     "score_parts",
     "score_table",
     "scores",
@@ -41,7 +61,7 @@ __all__ = [
 ]
 
 Record = dict[str, float]
-Section = tuple[str, list[Figure | Table]]
+Section = tuple[str, Sequence[Part]]
 Scores = dict[str, dict[int, dict[str, float]]]
 """Model (`student`, `teacher`) -> steps -> score by name."""
 Classes = dict[str, dict[int, list[dict[str, Any]]]]
@@ -72,6 +92,9 @@ _CLASS_COLUMNS = {
     "kid_data": "KID to data",
 }
 _CLASSES_SHOWN = 20
+_PROMPTS_SHOWN = 24
+PROMPTS = "prompts.json"
+"""Beside pictures of samples: their size in pixels (H, W), and their prompts in order."""
 
 
 def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, DiffusionModel], folder: Path) -> None:
@@ -122,13 +145,15 @@ def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:
     """What `recipe`'s students and teacher are measured against."""
     e = recipe.config.evaluation
     reference = teacher_sampler(made.expert(), made.teacher, e.teacher_steps, w=recipe.student_guidance)
+    data = reference_rows(made.data, num_samples=e.num_samples, seed=e.seed)
     return Benchmark(
-        made.data,
+        data,
         reference=reference,
         num_samples=e.num_samples,
         seed=e.seed,
         batch_size=e.batch_size,
-        instruments=load_instruments(e, made.data),
+        instruments=load_instruments(e, pictures_of(data, made.teacher.codec, made.teacher.sample_shape)),
+        sample_shape=made.teacher.sample_shape,
     )
 
 
@@ -171,8 +196,16 @@ def save_grids(measurements: Measurements, folder: Path) -> None:
     """Write a picture of each sampler's first samples, and of the teacher's reference, into `folder`."""
     for model, by_steps in measurements.measured.items():
         for steps, measured in by_steps.items():
-            save_grid(measured.first, folder / f"{model}-{steps}-steps.png")
-    save_grid(measurements.reference, folder / "teacher-reference.png")
+            save_prompted(measured.first, measurements.prompts, folder, f"{model}-{steps}-steps")
+    save_prompted(measurements.reference, measurements.prompts, folder, "teacher-reference")
+
+
+def save_prompted(samples: Tensor, prompts: Sequence[str], folder: Path, name: str) -> None:
+    """Write a picture `name` of `samples` (N, C, H, W) into `folder`, and as prompts.json the prompts, if there are
+    any; all pictures of a folder have the same."""
+    save_grid(samples, folder / f"{name}.png")
+    if prompts:
+        write_json(folder / PROMPTS, {"size": list(samples.shape[-2:]), "prompts": list(prompts)})
 
 
 def score_table(measured: Mapping[str, Mapping[int, Mapping[str, float]]], caption: str) -> Table:
@@ -209,9 +242,33 @@ def score_parts(
     ]
     return [
         ("Scores", [score_table(measured, caption)]),
+        *prompt_parts(grids),
         ("Samples", list(pictures)),
         *([("Scores by class, against the data of the class", by_class)] if by_class else []),
     ]
+
+
+def prompt_parts(
+    grids: Path, title: str = "What models make of prompts", models: Sequence[str] | None = None
+) -> list[Section]:
+    """A report section with the first prompts of the pictures in `grids`, and what each model makes of them.
+
+    Args:
+        grids: where `save_grids` wrote.
+        title: of the section.
+        models: names of the pictures to show, in order; default: all.
+    """
+    if not (grids / PROMPTS).exists():
+        return []
+    about = json.loads((grids / PROMPTS).read_text())
+    prompts, size = about["prompts"], about["size"]
+    models = models or sorted(path.stem for path in grids.glob("*.png"))
+    pictures = {m: grid_tiles(grids / f"{m}.png", size=size, count=len(prompts), first=_PROMPTS_SHOWN) for m in models}
+    cards = [
+        Strip(prompt, [Figure(model.replace("-", " "), tiles[n]) for model, tiles in pictures.items()])
+        for n, prompt in enumerate(prompts[:_PROMPTS_SHOWN])
+    ]
+    return [(title, [Gallery("Each row from the same noise.", cards)])]
 
 
 def _class_table(caption: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -51,7 +51,9 @@ def distilled(folder, objective, out, *, guidance=2.5):
     recipe, teacher = Recipe(config), load_model(str(folder))
     encoder = teacher.family.text_encoder(teacher.folder)
     latents = torch.randn(8, *teacher.sample_shape, generator=torch.Generator().manual_seed(1))
-    data = ImageData(latents, torch.arange(8) % 3, "latents", HeldEmbeddings(encoder(WORDS)), latents=True)
+    data = ImageData(
+        latents, torch.arange(8) % 3, "latents", HeldEmbeddings(encoder(WORDS)), prepared_for=teacher.family.name
+    )
     rounds = distill_inline(recipe, teacher=teacher, data=data).rounds
     made = recipe.ingredients(teacher=teacher, data=data)
     export_students(recipe, made, rounds, out)

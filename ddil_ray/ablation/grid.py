@@ -109,7 +109,7 @@ def check_runs(runs: list[GridRun]) -> None:
         teacher, data = read.get(key, (None, None))
         made = Recipe(config).ingredients(teacher=teacher, data=data)
         read[key] = made.teacher, made.data
-        check_instruments(config.evaluation, made.data)
+        check_instruments(config.evaluation, made.data, made.teacher)
 
     once = {tuple(run.options.values()): run for run in reversed(runs)}
     problems = ((", ".join(options), _problem(check, run)) for options, run in once.items())

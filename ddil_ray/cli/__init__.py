@@ -13,6 +13,7 @@ import typer
 from ddil_ray.cli.ablate import ablate
 from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
+from ddil_ray.cli.demo_t2i import demo_t2i
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
 from ddil_ray.cli.export import export
@@ -33,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "ablate": ablate,
     "demo": demo,
+    "demo-t2i": demo_t2i,
 }
 
 app = typer.Typer(

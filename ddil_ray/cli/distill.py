@@ -79,7 +79,7 @@ def plan_of(recipe: Any) -> dict[str, Any]:
 
     made = recipe.ingredients()
     if recipe.config.evaluation.enabled:
-        check_instruments(recipe.config.evaluation, made.data)
+        check_instruments(recipe.config.evaluation, made.data, made.teacher)
     trainer = recipe.config.trainer
     return {
         "run": f"{recipe.config.output}/{recipe.config.name}",

@@ -5,6 +5,7 @@ from ddil_ray.config.groups import Role
 from ddil_ray.config.load import ConfigTree, config_hash, flatten, load_config, preset_names, to_yaml
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig
+from ddil_ray.config.text_teacher import TextTeacherConfig, load_teacher_config
 
 __all__ = [
     "AblationConfig",
@@ -12,9 +13,11 @@ __all__ = [
     "Role",
     "RunConfig",
     "TeacherConfig",
+    "TextTeacherConfig",
     "config_hash",
     "flatten",
     "load_config",
+    "load_teacher_config",
     "preset_names",
     "to_yaml",
 ]

@@ -13,6 +13,7 @@ from ddil_ray.config.objectives import Dmd2, Lcm, Pd
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig
+from ddil_ray.config.text_teacher import TextTeacherConfig
 
 __all__ = ["document"]
 
@@ -25,6 +26,7 @@ Unknown keys, wrong types and combinations that cannot work are refused before a
 _COMMANDS: dict[str, type[BaseModel]] = {
     "`ddil-ray distill`": RunConfig,
     "`ddil-ray train-teacher`": TeacherConfig,
+    "`ddil-ray train-teacher` with `kind: text-to-image`": TextTeacherConfig,
     "`ddil-ray ablate`": AblationConfig,
     "`ddil-ray prepare`": PrepareConfig,
 }

@@ -294,17 +294,14 @@ class Evaluation(Role):
         1_000_003, description="of evaluation noise; its keys are never those of training"
     )
     features: str = Field(
-        "auto", description="auto (trained on the data), inception, module.path:factory, or a transformers folder"
+        "auto",
+        description="auto (trained on classes or prompts), inception, module.path:factory, or a transformers folder",
     )
     feature_weights: str | None = Field(None, description="file with the weights of inception; default: fetched")
     lpips: Literal["none", "alex", "vgg", "squeeze"] = Field(
         "none", description="network of the LPIPS diversity within a condition; needs torchvision"
     )
-    clip: str | None = Field(None, description="folder or hub id of a CLIP model, for the CLIP score of `prompts`")
-    prompts: tuple[str, ...] | None = Field(None, description="one per class id; also shown in the scores by class")
-
-    @model_validator(mode="after")
-    def _clip_has_prompts(self) -> Evaluation:
-        if self.clip is not None and self.prompts is None:
-            raise ValueError("prompts must be given, one per class id, where clip is, but are missing")
-        return self
+    clip: str | None = Field(None, description="folder or hub id of a CLIP model, for the CLIP score of the prompts")
+    prompts: tuple[str, ...] | None = Field(
+        None, description="one per class id, shown in the scores by class; data of prompts has its own"
+    )

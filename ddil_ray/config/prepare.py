@@ -22,7 +22,7 @@ class PrepareTeacher(Group):
 class PrepareData(Group):
     """Images with captions or classes, or prompts alone."""
 
-    source: str = Field(description="folder or file, by path or fsspec URL")
+    source: str = Field(description="folder or file, by path or fsspec URL, or `emoji`")
     format: Literal["auto", "folder", "parquet", "webdataset", "text"] = Field(
         "auto", description="folder: metadata.jsonl, or a folder per class; text: prompts without images"
     )

@@ -8,7 +8,7 @@ from pydantic import Field, StrictInt
 
 from ddil_ray.config.groups import Count, Data, Fraction, Group, NonNegative, Positive
 
-__all__ = ["TeacherConfig"]
+__all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer"]
 
 
 class Network(Group):
@@ -29,20 +29,26 @@ class Schedule(Group):
     rescale_betas_zero_snr: bool = True
 
 
-class TeacherTrainer(Group):
-    """The optimisation."""
+class Fit(Group):
+    """How a network is fitted."""
 
     steps: Count = 3000
     batch_size: Count = 128
     lr: Positive = 2e-3
     weight_decay: NonNegative = 0.0
     ema_decay: Fraction = 0.998
+
+
+class TeacherTrainer(Fit):
+    """The optimisation."""
+
     label_dropout: Fraction = Field(0.1, description="chance of training a row unconditionally")
 
 
 class TeacherConfig(Group):
     """Everything `ddil-ray train-teacher` reads."""
 
+    kind: Literal["image"] = Field("image", description="of pixels, and of classes where the data has some; see below")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     output: str = "runs"
     seed: Annotated[StrictInt, Field(ge=0)] = 0

@@ -5,7 +5,7 @@ Written here because torchmetrics' class does not run with transformers 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.evaluation.preprocess import Preprocessing, load_preprocessing
 
 __all__ = ["ClipScore", "load_clip"]
+
+_PROMPTS_PER_PASS = 256
 
 
 class _ImageTower(nn.Module):
@@ -40,7 +42,9 @@ class ClipScore:
 
     images: nn.Module
     texts: Tensor
-    """(K, E) unit vectors, row k the prompt of condition k."""
+    """(K, E) unit vectors."""
+    conditions: Tensor
+    """(K,) int64 ascending: what each of `texts` is the prompt of."""
     preprocessing: Preprocessing
     name: str
     device: torch.device | str = "cpu"
@@ -48,19 +52,20 @@ class ClipScore:
     def to(self, device: torch.device | str) -> ClipScore:
         """This score computed on `device`; its weights are moved, not copied."""
         self.images.to(device)
-        return replace(self, texts=self.texts.to(device), device=device)
+        return replace(self, texts=self.texts.to(device), conditions=self.conditions.to(device), device=device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, cond: Tensor) -> Tensor:
         """(N,) float32 scores, on the CPU, of images (N, C, H, W) in [-1, 1] with conditions `cond` (N,)."""
         embedded = F.normalize(self.images(self.preprocessing(images.float().to(self.device))), dim=1)
-        cosines = (embedded * self.texts[cond.to(self.device)]).sum(1)
+        texts = self.texts[torch.searchsorted(self.conditions, cond.to(self.device))]
+        cosines = (embedded * texts).sum(1)
         return (100 * cosines).clamp(min=0).cpu()
 
 
 @torch.no_grad()
-def load_clip(model: str, prompts: Sequence[str]) -> ClipScore:
-    """The score by the CLIP model of a folder or hub id, for one prompt per class id.
+def load_clip(model: str, prompts: Mapping[int, str]) -> ClipScore:
+    """The score by the CLIP model of a folder or hub id, for conditions with these prompts.
 
     Raises:
         ConfigError: transformers is not installed, or cannot load the model.
@@ -81,9 +86,17 @@ def load_clip(model: str, prompts: Sequence[str]) -> ClipScore:
             f"failed: {first_line(error)}"
         ) from error
     length = clip.config.text_config.max_position_embeddings
-    tokens = tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    texts = clip.text_projection(clip.text_model(**tokens).pooler_output)
+    conditions = sorted(prompts)
+    texts = []
+    for start in range(0, len(conditions), _PROMPTS_PER_PASS):
+        asked = [prompts[condition] for condition in conditions[start : start + _PROMPTS_PER_PASS]]
+        tokens = tokenizer(asked, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        texts.append(clip.text_projection(clip.text_model(**tokens).pooler_output))
     preprocessing = load_preprocessing(model, field="evaluation.clip")
     return ClipScore(
-        _ImageTower(clip.vision_model, clip.visual_projection), F.normalize(texts, dim=1), preprocessing, model
+        _ImageTower(clip.vision_model, clip.visual_projection),
+        F.normalize(torch.cat(texts), dim=1),
+        torch.tensor(conditions),
+        preprocessing,
+        model,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,13 @@ class Measured:
 class Scorer:
     """Scores of samplers against data features (M, D) with labels (M,) and held-out teacher features (N, D).
 
-    `prompts` has one text per class id, for the breakdown.
+    `prompts` has one text per class id, for the breakdown. Without data (M = 0), its scores are left out.
     """
 
-    def __init__(self, data: Tensor, labels: Tensor, teacher: Tensor, prompts: Sequence[str] | None = None) -> None:
-        self._references = {"data": data, "teacher": teacher}
+    def __init__(self, data: Tensor, labels: Tensor, teacher: Tensor, prompts: Mapping[int, str] | None = None) -> None:
+        self._references = {**({"data": data} if len(data) else {}), "teacher": teacher}
         self._frechet = {name: FrechetTo(features) for name, features in self._references.items()}
-        self._manifold = Manifold(_spread(data, MANIFOLD_ROWS))
+        self._manifold = Manifold(_spread(data, MANIFOLD_ROWS)) if len(data) else None
         ids = labels[labels >= 0].unique().tolist()
         self._classes = {c: data[labels == c] for c in ids}
         self._class_manifolds = {c: Manifold(d) for c, d in self._classes.items() if len(d) > NEIGHBOURS}
@@ -56,12 +56,10 @@ class Scorer:
         features, few = rows.features, _spread(rows.features, MANIFOLD_ROWS)
         scores = {f"frechet_{name}": distance(features) for name, distance in self._frechet.items()}
         scores |= {f"kid_{name}": kernel_distance(real, features) for name, real in self._references.items()}
-        scores |= self._manifold.fidelity(few)
-        scores |= {
-            "recall": self._manifold.recall(few),
-            "vendi": vendi_score(features),
-            "paired_error": float(rows.paired_error.mean()),
-        }
+        if self._manifold is not None:
+            scores |= self._manifold.fidelity(few)
+            scores["recall"] = self._manifold.recall(few)
+        scores |= {"vendi": vendi_score(features), "paired_error": float(rows.paired_error.mean())}
         asked = {"lpips_diversity": rows.lpips, "clip_score": rows.clip}
         scores |= {name: float(values.double().mean()) for name, values in asked.items() if len(values)}
         return Measured(scores, [self._class_scores(c, rows) for c in self._classes], rows.first)

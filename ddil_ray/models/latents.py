@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class LatentCodec:
         self.vae: Any = vae.requires_grad_(False)
         config: Any = self.vae.config
         self._scale, self._shift = float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+        self.pixels = _pixels_per_latent(config)
+        """Pixels per latent along one side."""
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -85,5 +88,8 @@ def variant_of(component: Path) -> str | None:
 
 def vae_scale(folder: Path) -> int:
     """Pixels per latent along one side."""
-    config = json.loads((folder / "vae" / "config.json").read_text())
+    return _pixels_per_latent(json.loads((folder / "vae" / "config.json").read_text()))
+
+
+def _pixels_per_latent(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config.get("block_out_channels", config.get("encoder_block_out_channels"))) - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.errors import ConfigError
 from ddil_ray.models.latents import LatentCodec
-from ddil_ray.prompts import PromptBank
+from ddil_ray.prompts import HeldEmbeddings, PromptBank, Prompts
 from ddil_ray.trained import copy_network
 
 if TYPE_CHECKING:
@@ -92,6 +93,19 @@ class DiffusionModel:
         if bank is not None:
             network: Any = self.network
             network.bank = bank
+
+    def ask(self, prompts: Sequence[str], negative: str | None = None) -> None:
+        """Let the network find embeddings of `prompts`, made now by the model's own text encoders, by their places.
+
+        Args:
+            prompts: conditions 0, 1, ...
+            negative: the negative prompt; None is what the family's own pipeline takes for none.
+        """
+        assert self.family is not None
+        assert self.folder is not None
+        encoder = self.family.text_encoder(self.folder)
+        assert encoder is not None
+        self.bind(Prompts(HeldEmbeddings(encoder(prompts), prompts), encoder.negative(negative)).bank())
 
     def denoiser(self, *, autocast: torch.dtype | None = None) -> NetworkDenoiser:
         """The network as x_0 estimator, neither guided nor thresholded."""

@@ -16,7 +16,7 @@ from ddil_ray.models.family import read_config
 from ddil_ray.models.latents import vae_scale
 from ddil_ray.prepare.buckets import Bucket, aspect_buckets
 from ddil_ray.prepare.rows import Reader, Shard
-from ddil_ray.prepare.sources import open_source
+from ddil_ray.prepare.sources import located, open_source
 from ddil_ray.prepare.store import Store
 
 __all__ = ["Job", "new_job"]
@@ -105,7 +105,7 @@ def _absolute(config: PrepareConfig) -> PrepareConfig:
     def path(url: str) -> str:
         return url if "://" in url else str(Path(url).resolve())
 
-    data = config.data.model_copy(update={"source": path(config.data.source)})
+    data = config.data.model_copy(update={"source": path(located(config.data.source))})
     model = config.teacher.model
     teacher = config.teacher.model_copy(update={"model": path(model) if Path(model).exists() else model})
     return config.model_copy(update={"data": data, "output": path(config.output), "teacher": teacher})

@@ -7,6 +7,7 @@ from dataclasses import replace
 import fsspec
 
 from ddil_ray.config.prepare import PrepareData
+from ddil_ray.data.emoji import PARQUET
 from ddil_ray.data.folder import IMAGE_SUFFIXES
 from ddil_ray.errors import DataError, first_line
 from ddil_ray.prepare.folders import METADATA, ClassFolders, MetadataFolder, TextFiles
@@ -14,7 +15,7 @@ from ddil_ray.prepare.parquets import ParquetFiles
 from ddil_ray.prepare.rows import Condition, Reader, Shard
 from ddil_ray.prepare.tars import Tars
 
-__all__ = ["open_source"]
+__all__ = ["located", "open_source"]
 
 _READERS: dict[str, type[Reader]] = {
     "metadata": MetadataFolder,
@@ -23,6 +24,11 @@ _READERS: dict[str, type[Reader]] = {
     "webdataset": Tars,
     "text": TextFiles,
 }
+
+
+def located(source: str) -> str:
+    """Where `data.source` lies: for `emoji`, which comes with this package, its file."""
+    return str(PARQUET) if source == "emoji" else source
 
 
 def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard]]:
@@ -36,7 +42,7 @@ def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard
         DataError: nothing there, no such format, or no such column.
     """
     condition = Condition(classes, data.label_column if classes else data.caption_column)
-    source = data.source.rstrip("/").removesuffix(f"/{METADATA}")
+    source = located(data.source).rstrip("/").removesuffix(f"/{METADATA}")
     files = _list_files(source)
     reader = _READERS[_detect(files, source, data.format)](source, condition, data.image_column)
     shards = reader.shards(files)

@@ -14,19 +14,17 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ddil_ray.data.parquet import image_array
-from ddil_ray.data.pixels import open_picture, picture_tensor
+from ddil_ray.data.pixels import picture_tensor
 from ddil_ray.data.prepared import NEGATIVE_FILE, prompts_table, tensor_column
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models import find_pipeline
 from ddil_ray.prepare.buckets import Bucket, cut_to, nearest
 from ddil_ray.prepare.job import Job
+from ddil_ray.prepare.pictures import read_picture
 from ddil_ray.prepare.rows import Missing, Row, Shard, rows_of, table_of
 from ddil_ray.prepare.store import NewParquet
 
@@ -176,7 +174,8 @@ class ImageStage:
         except (FileNotFoundError, PermissionError) as error:
             return Missing(row.name, f"cannot be read: {first_line(error)}")
         try:
-            picture = self._picture(content, row.name)
+            column = self._job.config.data.image_column
+            picture = read_picture(content, name=row.name, column=column, grey=self._job.grey)
         except Exception as error:  # whatever a decoder meets in a broken file
             return Missing(row.name, first_line(error))
         bucket = nearest(self._job.buckets, picture.height, picture.width)
@@ -190,16 +189,6 @@ class ImageStage:
             "crop_left": cut.left,
         }
         return bucket, _Ready(picture_tensor(cut.picture), about)
-
-    def _picture(self, content: Any, name: str) -> Image.Image:
-        encoded = content.get("bytes") if isinstance(content, dict) else content
-        if isinstance(encoded, bytes):
-            picture = open_picture(encoded, name=name)
-        else:
-            array = image_array(encoded, self._job.config.data.image_column, name)
-            pixels = ((array + 1) * 127.5).round().astype(np.uint8)
-            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
-        return picture.convert("L" if self._job.grey else "RGB")
 
     def _encoded(self, batch: list[_Ready], skipped: list[Missing]) -> pa.Table | None:
         """The rows of a batch, but for those whose latents are not finite; None if there are no others."""

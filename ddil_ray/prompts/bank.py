@@ -34,12 +34,16 @@ class EmbeddingSource(Protocol):
     def rows(self, ids: Sequence[int]) -> Embeddings:
         """Embeddings of the prompts `ids`, in that order, on the CPU."""
 
+    def texts(self) -> Sequence[str]:
+        """All prompts, in the order of ids; empty where they are not known."""
+
 
 @dataclass(frozen=True)
 class HeldEmbeddings:
     """Embeddings in memory; for tests, and for few prompts."""
 
     embeddings: Embeddings
+    prompts: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.embeddings.values())))
@@ -47,6 +51,10 @@ class HeldEmbeddings:
     def rows(self, ids: Sequence[int]) -> Embeddings:
         """See `EmbeddingSource.rows`."""
         return {name: rows[list(ids)] for name, rows in self.embeddings.items()}
+
+    def texts(self) -> Sequence[str]:
+        """See `EmbeddingSource.texts`."""
+        return self.prompts
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Pages and pictures that show a run: one self-contained HTML file, and sample grids."""
 
 from ddil_ray.report.charts import Line, bar_chart, curve_chart, line_chart, point_chart, stacked_chart
-from ddil_ray.report.images import save_grid
-from ddil_ray.report.page import Cell, Figure, Note, Part, Strip, Table, write_page
+from ddil_ray.report.images import grid_tiles, save_grid
+from ddil_ray.report.page import Cell, Figure, Gallery, Note, Part, Strip, Table, write_page
 from ddil_ray.report.shift import shift_parts
 
 __all__ = [
     "Cell",
     "Figure",
+    "Gallery",
     "Line",
     "Note",
     "Part",
@@ -15,6 +16,7 @@ __all__ = [
     "Table",
     "bar_chart",
     "curve_chart",
+    "grid_tiles",
     "line_chart",
     "point_chart",
     "save_grid",

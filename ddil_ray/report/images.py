@@ -1,17 +1,20 @@
-"""Sample grids."""
+"""Sample grids: writing them, and taking them apart again."""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["save_grid"]
+__all__ = ["grid_tiles", "save_grid"]
 
 _LEAST_PIXELS = 64
+_MOST_PIXELS = 256
 
 
 def save_grid(samples: Tensor, path: Path, *, columns: int | None = None) -> None:
@@ -33,3 +36,20 @@ def save_grid(samples: Tensor, path: Path, *, columns: int | None = None) -> Non
     picture = Image.fromarray(whole[..., 0] if channels == 1 else whole)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def grid_tiles(path: Path, *, size: Sequence[int], count: int, first: int) -> list[bytes]:
+    """The first samples of a picture that `save_grid` wrote of `count` of `size` (H, W), about square, as PNG files of
+    at most 256 pixels."""
+    columns = math.ceil(math.sqrt(count))
+    tiles = []
+    with Image.open(path) as sheet:
+        scale = sheet.width // columns // (size[1] + 1)
+        for n in range(min(first, count)):
+            left, top = n % columns * (size[1] + 1) * scale, n // columns * (size[0] + 1) * scale
+            tile = sheet.crop((left, top, left + size[1] * scale, top + size[0] * scale))
+            tile.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+            buffer = io.BytesIO()
+            tile.save(buffer, "PNG")
+            tiles.append(buffer.getvalue())
+    return tiles

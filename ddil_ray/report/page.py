@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["Cell", "Figure", "Note", "Part", "Strip", "Table", "write_page"]
+__all__ = ["Cell", "Figure", "Gallery", "Note", "Part", "Strip", "Table", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Strip:
     caption: str
     figures: Sequence[Figure]
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cards of pictures that belong together, such as what several models make of one prompt."""
+
+    caption: str
+    cards: Sequence[Strip]
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Note:
     warning: bool = False
 
 
-Part = Figure | Strip | Table | Note
+Part = Figure | Strip | Gallery | Table | Note
 
 
 def write_page(
@@ -90,7 +98,7 @@ def write_page(
     environment = Environment(
         loader=PackageLoader("ddil_ray.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    kinds = {"figure": Figure, "strip": Strip, "table": Table, "note": Note, "cell": Cell}
+    kinds = {"figure": Figure, "strip": Strip, "gallery": Gallery, "table": Table, "note": Note, "cell": Cell}
     for name, kind in kinds.items():
         environment.tests[name] = lambda part, kind=kind: isinstance(part, kind)
     page = environment.get_template("page.html").render(title=title, summary=summary, sections=sections)

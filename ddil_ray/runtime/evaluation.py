@@ -75,4 +75,4 @@ def measure_on_ray(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -
         ) from error
     blocks: list[BlockRows] = [made[request] for request in requests if request[0] == _SAMPLES]
     features: list[Tensor] = [made[request] for request in requests if request[0] == _DATA]
-    return benchmark.collect(blocks, torch.cat(features))
+    return benchmark.collect(blocks, features)

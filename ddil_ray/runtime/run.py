@@ -114,7 +114,7 @@ def distill(
     """
     view, made = view or View(), Recipe(config).ingredients()
     if config.evaluation.enabled and benchmark is None:
-        check_instruments(config.evaluation, made.data)
+        check_instruments(config.evaluation, made.data, made.teacher)
     folder = RunFolder(config.output, config.name)
     if folder.has("checkpoints") and not resume:
         raise ConfigError(

@@ -31,7 +31,6 @@ def check_imageless(config: RunConfig, priors: SourcePriors, data: ImageData) ->
         "`objective.gan_weight` must be 0": getattr(config.objective, "gan_weight", 0) > 0,
         "`threshold.mode` must not be per_channel": config.threshold.mode == "per_channel",
         "`shift.enabled` must be false": config.shift.enabled,
-        "`evaluation.enabled` must be false": config.evaluation.enabled,
     }
     wrong = [rule for rule, broken in needs.items() if broken]
     if wrong:

@@ -202,7 +202,7 @@ class Recipe:
         """
         teacher = teacher or self.load_teacher()
         check_placement(teacher, self.config)
-        data = data or self.load_data(teacher)
+        data = self.load_data(teacher) if data is None else data
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
         objective = self.objective(self.student_of(teacher), data.images)

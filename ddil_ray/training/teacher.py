@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddil_ray.config import TeacherConfig
-from ddil_ray.config.teacher import TeacherTrainer
+from ddil_ray.config.teacher import Schedule, TeacherTrainer
 from ddil_ray.data import ImageData, check_fills_batch, load_images
 from ddil_ray.diffusion.prediction import from_x0
 from ddil_ray.diffusion.schedule import add_noise
-from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.errors import ConfigError
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.unet import new_unet, unet_model
-from ddil_ray.training.optimizer import OptimizerSettings
+from ddil_ray.training.fitting import OnRecord, fit
 
-__all__ = ["new_teacher", "teacher_data", "train_teacher"]
-
-_RECORD_EVERY = 50
+__all__ = ["denoising_loss", "new_teacher", "scheduler_config", "teacher_data", "train_teacher"]
 
 
 def teacher_data(config: TeacherConfig) -> ImageData:
@@ -57,15 +51,19 @@ def new_teacher(config: TeacherConfig, data: ImageData) -> DiffusionModel:
         )
     except ValueError as error:
         raise ConfigError(f"`model` must describe a UNet2DModel, but diffusers refuses it: {error}") from error
-    scheduler = {
+    return unet_model(unet, scheduler_config(config.schedule))
+
+
+def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+    """The config of diffusers' DDIMScheduler for `schedule`."""
+    return {
         "_class_name": "DDIMScheduler",
         "beta_start": 1e-4,
         "beta_end": 0.02,
         "timestep_spacing": "trailing",
         "clip_sample": False,
-        **config.schedule.model_dump(),
+        **schedule.model_dump(),
     }
-    return unet_model(unet, scheduler)
 
 
 def train_teacher(
@@ -74,60 +72,32 @@ def train_teacher(
     settings: TeacherTrainer,
     *,
     seed: int = 0,
-    on_record: Callable[[dict[str, float]], None] = lambda record: None,
+    on_record: OnRecord = lambda record: None,
 ) -> DiffusionModel:
     """Fit the network's own prediction by mean squared error at uniform t; returns the averaged model.
 
-    A share `label_dropout` of rows is trained on the unconditional class, so that the teacher can be guided. The
-    learning rate warms up over a twentieth of the steps and decays by a cosine. `on_record` gets metrics now and then.
+    A share `label_dropout` of rows is trained on the unconditional class, so that the teacher can be guided.
 
     Source: Ho et al. 2020, arXiv:2006.11239, eq. 14; Ho and Salimans 2022, arXiv:2207.12598, algorithm 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    network, rows_per_step = model.network.train(), settings.batch_size
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    factor = OptimizerSettings(steps=settings.steps, warmup_steps=settings.steps // 20, decay="cosine").factor
-    schedule = LambdaLR(optimizer, factor)
-    losses, started = [], time.perf_counter()
-    for step in range(1, settings.steps + 1):
-        loss = _loss(model, data, rows_per_step, settings.label_dropout, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(network)
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise RunFailedError(f"The loss must stay finite, but is {losses[-1]} at step {step}. Lower `trainer.lr`.")
-        if step % _RECORD_EVERY == 0 or step == settings.steps:
-            seconds = time.perf_counter() - started
-            on_record(
-                {
-                    "step": step,
-                    "total_steps": settings.steps,
-                    "loss": sum(losses) / len(losses),
-                    "throughput/samples_per_s": len(losses) * rows_per_step / seconds,
-                }
-            )
-            losses, started = [], time.perf_counter()
-    trained = model.with_network(average.module)
-    trained.network.eval().requires_grad_(False)
-    return trained
+
+    def loss() -> Tensor:
+        chosen = torch.randint(len(data), (settings.batch_size,), generator=generator)
+        cond = data.labels[chosen]
+        if model.null_cond is not None:
+            dropped = torch.rand(len(cond), generator=generator) < settings.label_dropout
+            cond = torch.where(dropped, model.null_cond, cond)
+        return denoising_loss(model, data.images[chosen], cond, generator)
+
+    return model.with_network(fit(model.network, loss, settings, on_record))
 
 
-def _loss(
-    model: DiffusionModel, data: ImageData, rows: int, label_dropout: float, generator: torch.Generator
-) -> Tensor:
-    chosen = torch.randint(len(data), (rows,), generator=generator)
-    x_0, cond = data.images[chosen], data.labels[chosen]
-    if model.null_cond is not None:
-        dropped = torch.rand(rows, generator=generator) < label_dropout
-        cond = torch.where(dropped, model.null_cond, cond)
-    t = torch.rand(rows, generator=generator, dtype=torch.float64).clamp(min=model.schedule.earliest)
+def denoising_loss(model: DiffusionModel, x_0: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the network's own prediction on `x_0` (B, C, H, W), noised to uniform t."""
+    t = torch.rand(len(x_0), generator=generator, dtype=torch.float64).clamp(min=model.schedule.earliest)
     x_t = add_noise(x_0, torch.randn(x_0.shape, generator=generator), t, model.schedule)
     wanted = from_x0(x_0, x_t, t, prediction=model.prediction, schedule=model.schedule)
-    output = model.network(x_t, model.schedule.network_time(t), cond, torch.zeros(rows))
+    output = model.network(x_t, model.schedule.network_time(t), cond, torch.zeros(len(x_0)))
     loss: Tensor = (output - wanted).square().mean()
     return loss

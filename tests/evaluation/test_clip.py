@@ -37,20 +37,31 @@ def test_it_is_100_times_the_cosine_of_image_and_prompt(folder, model, images):
         output = model(pixel_values=((images + 1) / 2 - mean) / std, **tokens)
     expected = 100 * (output.image_embeds * output.text_embeds).sum(1).clamp(min=0)
     assert float(expected.max()) > 1
-    assert load_clip(str(folder), PROMPTS)(images, COND).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert load_clip(str(folder), dict(enumerate(PROMPTS)))(images, COND).tolist() == pytest.approx(
+        expected.tolist(), abs=1e-4
+    )
 
 
 def test_permuting_the_prompts_changes_it(folder, images):
-    right, wrong = (load_clip(str(folder), prompts)(images, COND) for prompts in (PROMPTS, PROMPTS[1:] + PROMPTS[:1]))
+    right, wrong = (
+        load_clip(str(folder), dict(enumerate(prompts)))(images, COND)
+        for prompts in (PROMPTS, PROMPTS[1:] + PROMPTS[:1])
+    )
     assert float((right - wrong).abs().max()) > 0.01
 
 
+def test_prompts_of_some_conditions_alone_are_found_by_their_ids(folder, images):
+    scores = load_clip(str(folder), {40: "two", 7: "one red dot", 900: "a cat"})(images, torch.tensor([7, 40, 900] * 2))
+    by_class = load_clip(str(folder), dict(enumerate(PROMPTS)))(images, torch.tensor([0, 1, 2] * 2))
+    assert torch.equal(scores, by_class)
+
+
 def test_grey_and_small_images_are_scored_too(folder):
-    scores = load_clip(str(folder), PROMPTS)(torch.zeros(6, 1, 8, 8), COND)
+    scores = load_clip(str(folder), dict(enumerate(PROMPTS)))(torch.zeros(6, 1, 8, 8), COND)
     assert scores.shape == (6,)
     assert bool(scores.isfinite().all())
 
 
 def test_a_folder_without_a_clip_is_one_message(tmp_path):
     with pytest.raises(ConfigError, match=r"`evaluation.clip` must be the folder or hub id of a CLIP model"):
-        load_clip(str(tmp_path), PROMPTS)
+        load_clip(str(tmp_path), dict(enumerate(PROMPTS)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from ddil_ray.data import ImageData, load_images
 from ddil_ray.errors import ConfigError
 from ddil_ray.evaluation import load_features, train_features
 from ddil_ray.evaluation.preprocess import load_preprocessing
+from ddil_ray.prompts import HeldEmbeddings
 
 DATA = load_images("digits")
 USERS = """
@@ -47,6 +50,31 @@ def test_auto_is_trained_the_same_twice_and_says_how_good_it_is():
 def test_auto_without_labels_is_random_and_says_so():
     unlabelled = ImageData(DATA.images[:50], torch.full((50,), -1), "mine")
     assert "random" in load_features("auto", unlabelled).name
+
+
+def test_auto_learns_the_words_of_prompts_where_there_are_no_classes():
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    prompts = HeldEmbeddings({}, [f"the digit {word}, by hand" for word in words])
+    network = train_features(replace(DATA, prompts=prompts), epochs=4)
+    assert network(DATA.images[:10]).shape == (10, 64)
+    found = re.fullmatch(
+        r"64 features of a classifier of 10 words of the prompts of digits, (.+)% on held-.*", network.name
+    )
+    assert found, network.name
+    assert float(found[1]) > 80
+
+
+def test_auto_of_prompts_that_share_no_word_is_random_and_says_so():
+    prompts = HeldEmbeddings({}, [f"image{n}" for n in range(50)])
+    distinct = ImageData(DATA.images[:50], torch.arange(50), "mine", prompts=prompts)
+    assert "random" in load_features("auto", distinct).name
+
+
+def test_auto_shrinks_large_images():
+    large = ImageData(torch.zeros(4, 3, 200, 100), torch.full((4,), -1), "mine")
+    network = load_features("auto", large)
+    assert network.size == 64
+    assert network(large.images).shape == (4, 64)
 
 
 def test_a_factory_is_the_users_own_network(users_module):

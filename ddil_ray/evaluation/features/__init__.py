@@ -1,8 +1,11 @@
 """Feature networks. To add a kind: a module with a loader, and a branch in `load_features`.
 
+Distances by `auto` compare samplers of one data set; they are no figures to publish: use `inception`, or the folder of
+a CLIP or DINO model, for those. Data without classes and prompts gives `auto` random weights, and a name that says so.
+
 | `evaluation.features` | module | network |
 | --- | --- | --- |
-| `auto` | `classifier` | a small classifier of the data, trained on the spot; random weights without labels |
+| `auto` | `classifier` | trained on the spot to tell the data's classes, or the words of its prompts |
 | `inception` | `inception` | InceptionV3 of published scores, through torchmetrics and torch-fidelity |
 | `module.path:factory` | - | an nn.Module of the user's: (N, C, H, W) in [-1, 1] to (N, D) |
 | a folder | `folder` | a transformers vision model |
@@ -26,7 +29,7 @@ def load_features(spec: str, data: ImageData, *, weights: str | None = None) -> 
 
     Args:
         spec: see the table above.
-        data: what `auto` trains on, and what others must accept.
+        data: pixels, what `auto` trains on, and what others must accept.
         weights: file with the weights of `inception`.
 
     Raises:
