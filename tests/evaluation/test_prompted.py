@@ -112,7 +112,7 @@ def test_prompts_without_pictures_are_measured_against_the_teacher_alone(teacher
 
 
 def test_prompts_without_pictures_still_give_no_forward_states(teacher, tmp_path):
-    with pytest.raises(DataError, match=r"`states.forward` must be 0 for data without images"):
+    with pytest.raises(DataError, match=r"`states.forward` must be 0 where there are no images"):
         imageless(teacher, tmp_path).ingredients()
 
 
