@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from prompted import WORDS
 from tiny import LATENT, save_pipeline
 
 from ddil_ray.config import RunConfig
@@ -23,7 +24,6 @@ from ddil_ray.results import export_students
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
 
-WORDS = ["a red bird", "two boats", "rain"]
 SIGMAS = [1.0, 0.76, 0.5, 0.26]
 OBJECTIVES = {
     "pd": {"type": "pd", "teacher_steps": 8, "student_steps": [4, 2]},
