@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from rich.console import Console
+from tiny import PROMPTS
 
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.data import load_images
+from ddil_ray.models import find_pipeline
 from ddil_ray.prepare import begin, fill, new_job, stages, summary
 from ddil_ray.tracking import View
 
@@ -32,6 +34,7 @@ __all__ = [
     "kill_after",
     "picture",
     "prepare",
+    "prepared",
     "quiet",
     "settings",
     "start",
@@ -104,6 +107,19 @@ def prepare(config, stop_after=None):
     """Prepare in this process."""
     job = new_job(config)
     return summary(job) if begin(job) else fill(job, inline(job, stop_after), quiet())
+
+
+def prepared(teacher, folder, *, rows=16):
+    """The folder of data prepared for a tiny teacher: pictures with `PROMPTS`, or in folders of as many classes."""
+    family, _ = find_pipeline(str(teacher))
+    if family.prompted:
+        write_folder(folder / "source", [PROMPTS[i % len(PROMPTS)] for i in range(rows)])
+    else:
+        for i in range(rows):
+            place = folder / "source" / f"class {i % len(PROMPTS)}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{i}.png").write_bytes(picture(i))
+    return prepare(settings(teacher, folder / "source", folder / "prepared", dtype="fp32")).output
 
 
 def write_pairs(folder, pairs, *, tars, captions):

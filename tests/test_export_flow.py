@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from prompted import WORDS, walked
 from tiny import LATENT, save_pipeline
 
 from ddil_ray.config import RunConfig
 from ddil_ray.data import ImageData
-from ddil_ray.diffusion.schedule import RectifiedFlow, add_noise
+from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
 from ddil_ray.evaluation import exported_sampler, student_samplers
 from ddil_ray.models import load_model
@@ -23,7 +24,6 @@ from ddil_ray.results import export_students
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
 
-WORDS = ["a red bird", "two boats", "rain"]
 SIGMAS = [1.0, 0.76, 0.5, 0.26]
 OBJECTIVES = {
     "pd": {"type": "pd", "teacher_steps": 8, "student_steps": [4, 2]},
@@ -81,23 +81,6 @@ def theirs(folder, noise):
     return unpack(samples, *noise.shape[2:]) if packed else samples
 
 
-def ours(sampler, noise, *, packed):
-    """`Sampler`, with noise drawn in the order in which the pipeline draws it."""
-    generator, x = torch.Generator().manual_seed(5), noise
-    cond, w = torch.arange(len(noise)), torch.full((len(noise),), sampler.w)
-    for now, following in zip(sampler.times, sampler.times[1:], strict=False):
-        t, s = (torch.full((len(x),), float(u), dtype=torch.float64) for u in (now, following))
-        with torch.no_grad():
-            x_0 = sampler.denoiser(x, t, cond, w)
-        if sampler.transition == "ddim":
-            sigma, less = (float(sampler.schedule.sigma(u)) for u in (now, following))
-            x = x_0 + (x - x_0) * less / sigma
-            continue
-        drawn = torch.randn((pack(x) if packed else x).shape, generator=generator)
-        x = add_noise(x_0, unpack(drawn, *x.shape[2:]) if packed else drawn, s, sampler.schedule)
-    return x
-
-
 @pytest.mark.parametrize("family", ["sd3", "flux", "flux_schnell"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_diffusers_samples_what_we_sample(tmp_path, teachers, family, objective, caplog):
@@ -118,7 +101,8 @@ def test_diffusers_samples_what_we_sample(tmp_path, teachers, family, objective,
         )
         for sampler in samplers:
             assert len(sampler.times) == steps + 1
-            found = ours(sampler, noise, packed=family != "sd3")
+            generator = torch.Generator().manual_seed(5)
+            found = walked(sampler, noise, torch.arange(3), generator, packed=family != "sd3")
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

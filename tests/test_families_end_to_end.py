@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny import PIPELINES, PROMPTS, prepared, save_pipeline
+from preparing import prepared
+from prompted import walked
+from tiny import PIPELINES, PROMPTS, save_pipeline
 
 from ddil_ray.config import RunConfig
 from ddil_ray.diffusion.denoiser import guidance_scale_from_w
-from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.threshold import NoThreshold
 from ddil_ray.evaluation import exported_sampler, student_samplers
 from ddil_ray.models import Family, load_model
@@ -45,7 +46,7 @@ def family(request, tmp_path_factory):
 
 def _made(name, folder):
     teacher = save_pipeline(name, folder)
-    return str(teacher), prepared(folder / "data", load_model(str(teacher)))
+    return str(teacher), prepared(teacher, folder / "data")
 
 
 def _config(family, objective, *, output="runs"):
@@ -89,13 +90,11 @@ def _theirs(folder, student, w):
     return pipeline(**call, output_type="pt").images, pipeline.scheduler.timesteps
 
 
-def _ours(sampler, shape):
+def _ours(sampler, model):
     generator = torch.Generator().manual_seed(5)
-    latents = sample(
-        sampler.denoiser, torch.randn(len(CONDITIONS), *shape, generator=generator), times=sampler.times,
-        cond=torch.tensor(CONDITIONS), w=torch.full((len(CONDITIONS),), sampler.w), schedule=sampler.schedule,
-        transition=sampler.transition, generator=generator,
-    )  # fmt: skip
+    noise = torch.randn(len(CONDITIONS), *model.sample_shape, generator=generator)
+    packed = model.family.name == "flux"
+    latents = walked(sampler, noise, torch.tensor(CONDITIONS), generator, packed=packed)
     return (sampler.codec.decode(latents) / 2 + 0.5).clamp(0, 1)
 
 
@@ -110,7 +109,7 @@ def _check_student(recipe, made, folder, rounds=None):
     if rounds is not None:
         samplers.append(student_samplers(made.objective, rounds, [STEPS], w=w)[STEPS])
     for sampler in samplers:
-        ours = _ours(sampler, made.teacher.sample_shape)
+        ours = _ours(sampler, made.teacher)
         torch.testing.assert_close(ours, images, rtol=0, atol=1e-5)
     student = exported.network.state_dict()
     moved = [not torch.equal(student[name], before) for name, before in made.teacher.network.state_dict().items()]

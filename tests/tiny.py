@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -33,10 +31,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from ddil_ray.data.prepared import Index, prompts_table, tensor_column, write_index
-from ddil_ray.models import DiffusionModel
-
-__all__ = ["PIPELINES", "PROMPTS", "byte_tokenizer", "prepared", "save_pipeline", "tiny_vae"]
+__all__ = ["PIPELINES", "PROMPTS", "byte_tokenizer", "save_pipeline", "tiny_vae"]
 
 PROMPTS = ["a red bird", "two boats", "rain", "a house of stone", "snow"]
 """What images of `prepared` data show."""
@@ -200,29 +195,3 @@ def save_pipeline(family: str, folder: Path, **settings) -> Path:
     pipeline = PIPELINES[family](folder, **settings)
     pipeline.save_pretrained(folder / "pipeline")
     return folder / "pipeline"
-
-
-def prepared(folder: Path, model: DiffusionModel, *, rows: int = 16) -> str:
-    """The folder of prepared data for `model`: latents of noise, with `PROMPTS` or class ids."""
-    height, width = (2 * side for side in model.sample_shape[1:])
-    bucket = f"{height}x{width}"
-    images = torch.rand(rows, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    latents = model.codec.encode(images)
-    (folder / "latents" / bucket).mkdir(parents=True)
-    cond = pa.array([i % len(PROMPTS) for i in range(rows)])
-    pq.write_table(
-        pa.table({"cond": cond, "latent": tensor_column(latents)}), folder / "latents" / bucket / "0.parquet"
-    )
-    index = {
-        "teacher": str(model.folder), "family": model.family.name, "conditions": "classes",
-        "latent_channels": latents.shape[1], "buckets": {bucket: rows}, "latent_shapes": {bucket: latents.shape[1:]},
-    }  # fmt: skip
-    if model.prompted:
-        embedded = model.family.text_encoder(model.folder)(PROMPTS)
-        (folder / "prompts").mkdir()
-        pq.write_table(prompts_table(PROMPTS, embedded), folder / "prompts" / "0.parquet")
-        count = len(PROMPTS)
-        files = {"prompts": count, "prompt_files": [("prompts/0.parquet", count)], "embeddings": list(embedded)}
-        index |= {"conditions": "prompts", **files}
-    write_index(str(folder), Index.model_validate(index))
-    return str(folder)

@@ -7,45 +7,12 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline
+from prompted import bound, noise_of, ours, theirs
 from tiny import PIPELINES, save_pipeline
 
-from ddil_ray.diffusion.denoiser import w_from_guidance_scale
-from ddil_ray.diffusion.solver import sample
-from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.errors import ConfigError
 from ddil_ray.export import ddim_scheduler
 from ddil_ray.models import load_model, student_of
-from ddil_ray.prompts import HeldEmbeddings, Prompts
-
-WORDS = ["a red bird", "two boats", "rain"]
-
-
-def bound(folder, prompts=WORDS, negative=None):
-    """The model of a pipeline folder, with its own embeddings of `prompts`."""
-    model = load_model(str(folder))
-    encoder = model.family.text_encoder(model.folder)
-    if encoder is not None:
-        model.bind(Prompts(HeldEmbeddings(encoder(prompts)), encoder.negative(negative)).bank())
-    return model
-
-
-def ours(model, noise, *, steps, guidance_scale, guidance_rescale=0.0):
-    w = torch.full((len(noise),), w_from_guidance_scale(guidance_scale))
-    model.guidance_rescale = guidance_rescale
-    denoiser = model.expert(guided=guidance_scale > 1)
-    return sample(
-        denoiser, noise, times=uniform_grid(steps), cond=torch.arange(len(noise)), w=w, schedule=model.schedule
-    )
-
-
-def noise_of(model):
-    return torch.randn(len(WORDS), *model.sample_shape, generator=torch.Generator().manual_seed(3))
-
-
-def theirs(folder, noise, **call):
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(prompt=WORDS, latents=noise, output_type="latent", **call).images
 
 
 @pytest.mark.parametrize("negative", [None, "blurred"])

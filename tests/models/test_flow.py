@@ -6,56 +6,29 @@ import math
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import FluxPipeline
+from prompted import bound, noise_of, ours, theirs
 from tiny import LATENT, save_pipeline
 
 from ddil_ray.config import RunConfig
-from ddil_ray.diffusion.denoiser import w_from_guidance_scale
-from ddil_ray.diffusion.solver import sample
-from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.errors import ConfigError
 from ddil_ray.models import load_model
 from ddil_ray.models.flux import pack, unpack
-from ddil_ray.prompts import HeldEmbeddings, Prompts
 from ddil_ray.training.recipe import Recipe
 
-WORDS = ["a red bird", "two boats", "rain"]
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 SIGMAS = [1.0, 0.75, 0.5, 0.25]
-
-
-def bound(folder, negative=None):
-    model = load_model(str(folder))
-    encoder = model.family.text_encoder(model.folder)
-    model.bind(Prompts(HeldEmbeddings(encoder(WORDS)), encoder.negative(negative)).bank())
-    return model
-
-
-def ours(model, noise, guidance_scale):
-    w = torch.full((len(noise),), w_from_guidance_scale(guidance_scale))
-    denoiser = model.expert(guided=True)
-    return sample(denoiser, noise, times=uniform_grid(4), cond=torch.arange(len(noise)), w=w, schedule=model.schedule)
-
-
-def noise_of(model):
-    return torch.randn(len(WORDS), *model.sample_shape, generator=torch.Generator().manual_seed(3))
-
-
-def theirs(folder, noise, parts=None, **call):
-    pipeline = DiffusionPipeline.from_pretrained(folder, **(parts or {}))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(prompt=WORDS, latents=noise, output_type="latent", **call).images
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 @pytest.mark.parametrize("negative", [None, "blurred"])
 def test_stable_diffusion_3_steps_as_its_pipeline(tmp_path, negative, scale):
     folder = save_pipeline("sd3", tmp_path)
-    model = bound(folder, negative)
+    model = bound(folder, negative=negative)
     noise = noise_of(model)
     call = {"guidance_scale": scale, "negative_prompt": [negative or ""] * 3}
     expected = theirs(folder, noise, sigmas=SIGMAS, **call)
-    torch.testing.assert_close(ours(model, noise, scale), expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(ours(model, noise, steps=4, guidance_scale=scale), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
@@ -65,7 +38,7 @@ def test_stable_diffusion_3_without_t5_and_with_a_dynamic_shift_steps_as_its_pip
     model = bound(folder)
     noise = noise_of(model)
     expected = theirs(folder, noise, sigmas=SIGMAS, guidance_scale=3.0, parts=WITHOUT_T5)
-    torch.testing.assert_close(ours(model, noise, 3.0), expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(ours(model, noise, steps=4, guidance_scale=3.0), expected, rtol=0, atol=2e-4)
 
 
 def flux_call(noise):
@@ -81,18 +54,22 @@ def test_flux_dev_steps_as_its_pipeline(tmp_path, scale):
     assert model.reads_guidance
     noise = noise_of(model)
     expected = theirs(folder, pack(noise), guidance_scale=scale, **flux_call(noise))
-    torch.testing.assert_close(ours(model, noise, scale), unpack(expected, LATENT, LATENT), rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        ours(model, noise, steps=4, guidance_scale=scale), unpack(expected, LATENT, LATENT), rtol=0, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (3.0, None), (3.0, "blurred")])
 def test_flux_schnell_steps_as_its_pipeline(tmp_path, scale, negative):
     folder = save_pipeline("flux_schnell", tmp_path)
-    model = bound(folder, negative)
+    model = bound(folder, negative=negative)
     assert not model.reads_guidance
     noise = noise_of(model)
     call = {"true_cfg_scale": scale, "negative_prompt": [negative or ""] * 3}
     expected = theirs(folder, pack(noise), **call, **flux_call(noise))
-    torch.testing.assert_close(ours(model, noise, scale), unpack(expected, LATENT, LATENT), rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        ours(model, noise, steps=4, guidance_scale=scale), unpack(expected, LATENT, LATENT), rtol=0, atol=2e-4
+    )
 
 
 def test_flux_dev_of_another_size_steps_as_its_pipeline(tmp_path):
@@ -103,7 +80,9 @@ def test_flux_dev_of_another_size_steps_as_its_pipeline(tmp_path):
     assert model.schedule.shift > square.schedule.shift
     noise = noise_of(model)
     expected = theirs(folder, pack(noise), guidance_scale=3.5, **flux_call(noise))
-    torch.testing.assert_close(ours(model, noise, 3.5), unpack(expected, 16, 40), rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        ours(model, noise, steps=4, guidance_scale=3.5), unpack(expected, 16, 40), rtol=0, atol=2e-4
+    )
 
 
 def test_tokens_of_latents_are_those_of_the_pipeline():
@@ -161,5 +140,5 @@ def test_a_discriminator_reads_image_tokens(tmp_path):
         model.network.get_submodule(model.bottleneck).register_forward_hook(
             lambda *call, seen=seen: seen.append(call[2])
         )
-        ours(model, noise_of(model), 1.0)
+        ours(model, noise_of(model), steps=4, guidance_scale=1.0)
         assert seen[0].shape[:2] == (3, tokens)
