@@ -106,7 +106,7 @@ def student_of(
         return student
     if student.family is None:
         raise ConfigError(
-            "`objective.guidance_embedding` must be false for a teacher given as a factory: build the embedding into "
+            "`objective.guidance_embedding` must be false for a model given as a factory: build the embedding into "
             "the factory's network, which is passed w."
         )
     return student.family.with_guidance_embedding(student)
