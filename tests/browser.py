@@ -23,7 +23,7 @@ _PROBE = """(() => {
     charts: [...document.querySelectorAll('svg')].map(box),
     pictures: [...document.querySelectorAll('img')].map(e => [e.naturalWidth, ...box(e)]),
     paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
-    chartInk: getComputedStyle(document.querySelector('svg text')).fill,
+    chartInk: (t => t && getComputedStyle(t).fill)(document.querySelector('svg text')),
     leastText: Math.min(...[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)),
     outside: [...document.querySelectorAll('svg')].flatMap(svg => { const frame = svg.getBoundingClientRect();
       return [...svg.querySelectorAll('text')].filter(t => { const r = t.getBoundingClientRect();

@@ -14,7 +14,17 @@ from rich.table import Table
 
 from ddil_ray.errors import ConfigError
 
-__all__ = ["AsJson", "Config", "Overrides", "Verbose", "print_json", "print_lines", "print_table", "writable"]
+__all__ = [
+    "AsJson",
+    "Config",
+    "Overrides",
+    "Verbose",
+    "print_json",
+    "print_lines",
+    "print_table",
+    "quiet_libraries",
+    "writable",
+]
 
 Config = Annotated[str, typer.Argument(help="YAML file (path or fsspec URL) or the name of a preset.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as dotted.key=value.")]
@@ -34,6 +44,16 @@ def writable(folder: Path, option: str) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(f"`{option}` must be a folder that can be written, but {folder} failed: {error}.") from error
+
+
+def quiet_libraries() -> None:
+    """Keep diffusers and transformers from showing bars and advice between this command's own lines."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    for logging in (of_diffusers, of_transformers):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def print_json(content: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines
+from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, quiet_libraries
 from ddil_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,10 +37,16 @@ def train_teacher(config: Config, overrides: Overrides = None, as_json: AsJson =
     if as_json:
         print_json({"folder": folder.url, "teacher": f"{folder.url}/teacher"})
         return
-    print_lines(
-        f"teacher  {folder.url}/teacher",
-        f"next     ddil-ray sample {folder.url}/teacher --steps 32 --out teacher.png",
-    )
+    teacher = f"{folder.url}/teacher"
+    if isinstance(run, TextTeacherConfig):
+        place = f"teacher.model={teacher} data.source={run.data.source}"
+        following = [
+            f'ddil-ray sample {teacher} --steps 32 --guidance 2 --prompt "a caption"',
+            f"ddil-ray prepare emoji-prepare {place} resolution={run.image_size} output={folder.url}/prepared",
+        ]
+    else:
+        following = [f"ddil-ray sample {teacher} --steps 32 --out teacher.png"]
+    print_lines(f"teacher  {teacher}", "next     " + "\n         ".join(following))
 
 
 def write_image_teacher(run: TeacherConfig, view: View) -> RunFolder:
@@ -68,13 +74,13 @@ def write_image_teacher(run: TeacherConfig, view: View) -> RunFolder:
 def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
     """Train a text-to-image teacher of latents, and leave it in the folder of the run."""
     import tempfile
-    from pathlib import Path
 
     from ddil_ray.export import save_model_folder
     from ddil_ray.models import load_model
     from ddil_ray.training.captions import captioned_images
     from ddil_ray.training.text_teacher import train_text_teacher
 
+    quiet_libraries()
     data = captioned_images(run.data, size=run.image_size)
     folder = new_run(run)
     pipeline = train_text_teacher(run, data, say=view.say, on_record=view.show)
@@ -82,7 +88,7 @@ def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
         pipeline.save_pretrained(parts)
         save_model_folder(
             folder.local / "teacher",
-            load_model(str(Path(parts))),
+            load_model(parts),
             name=run.name,
             description=f"A small latent text-to-image model of the captioned images {data.name}, trained by ddil-ray "
             "as a teacher for distillation.",
