@@ -14,12 +14,14 @@ from ddil_ray.config import (
     AblationConfig,
     RunConfig,
     TeacherConfig,
+    TextTeacherConfig,
     config_hash,
     flatten,
     load_config,
     preset_names,
     to_yaml,
 )
+from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.errors import ConfigError
 
 MINIMAL = """\
@@ -45,7 +47,13 @@ def written(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_load_and_load_again_as_they_are_written(name, written):
-    kinds = {"ablation/": AblationConfig, "digits-teacher": TeacherConfig, "": RunConfig}
+    kinds = {
+        "ablation/": AblationConfig,
+        "digits-teacher": TeacherConfig,
+        "emoji-teacher": TextTeacherConfig,
+        "emoji-prepare": PrepareConfig,
+        "": RunConfig,
+    }
     kind = next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
     yours = ["data.source=mine"] if "/" in name and kind is RunConfig else []
     config = load_config(name, yours, kind=kind)
