@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.models.encoder import PipelineEncoder
 from ddil_ray.models.family import TextEncoder, read_config
 from ddil_ray.models.flow import FlowFamily
 from ddil_ray.models.latents import vae_scale
@@ -65,15 +66,13 @@ def _positions(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32, device=device) for n in (1, height, width)))
 
 
-class _TwoEncoders(TextEncoder):
-    def __init__(self, folder: Path, device: torch.device | str) -> None:
-        absent = dict.fromkeys(("transformer", "vae", "image_encoder", "feature_extractor"))
-        self._pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32, **absent).to(device)
-        self._device = device
+class _TwoEncoders(PipelineEncoder):
+    kind = FluxPipeline
+    without = ("transformer", "vae", "image_encoder", "feature_extractor")
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
-        words, pooled, _ = self._pipeline.encode_prompt(list(prompts), device=self._device)
+        words, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device)
         return {"prompt": words.float().cpu(), "pooled": pooled.float().cpu()}
 
 

@@ -14,7 +14,8 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
-from ddil_ray.models.family import TextEncoder, absent_components, read_config
+from ddil_ray.models.encoder import PipelineEncoder
+from ddil_ray.models.family import TextEncoder, read_config
 from ddil_ray.models.flow import FlowFamily, denoiser_of, refused_size
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.network import FamilyNetwork
@@ -41,20 +42,19 @@ class Sd3Network(FamilyNetwork):
         return prediction
 
 
-class _ThreeEncoders(TextEncoder):
+class _ThreeEncoders(PipelineEncoder):
+    kind = StableDiffusion3Pipeline
+    without = ("transformer", "vae", "image_encoder", "feature_extractor")
+
     def __init__(self, folder: Path, device: torch.device | str) -> None:
-        absent = dict.fromkeys(("transformer", "vae", "image_encoder", "feature_extractor"))
-        self._pipeline = StableDiffusion3Pipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, **absent_components(folder) | absent
-        ).to(device)
-        self._device = device
+        super().__init__(folder, device)
         # Without T5 the pipeline asks the transformer how wide its zeros are to be.
-        self._pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**read_config(folder, "transformer")))
+        self.pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**read_config(folder, "transformer")))
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
-        words, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts), None, None, self._device, do_classifier_free_guidance=False
+        words, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), None, None, self.device, do_classifier_free_guidance=False
         )
         return {"prompt": words.float().cpu(), "pooled": pooled.float().cpu()}
 

@@ -17,9 +17,10 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.models.encoder import PipelineEncoder
 from ddil_ray.models.latents import vae_scale
 from ddil_ray.models.model import DiffusionModel
-from ddil_ray.models.stable_diffusion import ClipEncoder, StableDiffusion, StableDiffusionNetwork
+from ddil_ray.models.stable_diffusion import StableDiffusion, StableDiffusionNetwork
 from ddil_ray.prompts import Embeddings
 
 __all__ = ["FAMILY", "Sdxl", "SdxlNetwork"]
@@ -45,7 +46,7 @@ class SdxlNetwork(StableDiffusionNetwork):
         return {"text_embeds": embeddings["pooled"], "time_ids": sizes.expand(len(x_t), -1)}
 
 
-class _TwoClipEncoders(ClipEncoder):
+class _TwoClipEncoders(PipelineEncoder):
     kind = StableDiffusionXLPipeline
     without = ("unet", "vae", "feature_extractor", "image_encoder")
 

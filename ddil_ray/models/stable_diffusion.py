@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from ddil_ray.diffusion.schedule import schedule_from_diffusers
 from ddil_ray.errors import ConfigError
-from ddil_ray.models.family import Family, TextEncoder, checked_prediction, load_component, read_config, unreadable
-from ddil_ray.models.latents import variant_of
+from ddil_ray.models.encoder import PipelineEncoder
+from ddil_ray.models.family import Family, TextEncoder, checked_prediction, load_component, read_config
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.network import FamilyNetwork, sinusoid
 from ddil_ray.prompts import NEGATIVE, Embeddings
 
 __all__ = [
     "FAMILY",
-    "ClipEncoder",
     "StableDiffusion",
     "StableDiffusionNetwork",
     "bottleneck_of",
@@ -59,25 +58,9 @@ class StableDiffusionNetwork(FamilyNetwork):
         return None if channels is None else sinusoid(w, channels).to(x_t)
 
 
-class ClipEncoder(TextEncoder):
-    """The text encoder of a pipeline of class `kind`, through its own `encode_prompt`.
-
-    Raises:
-        ConfigError: not readable.
-    """
-
-    kind: Any = StableDiffusionPipeline
-    without: tuple[str, ...] = ("unet", "vae", "safety_checker", "feature_extractor", "image_encoder")
-    """The components of such a pipeline that encode no text."""
-
-    def __init__(self, folder: Path, device: torch.device | str) -> None:
-        variant, without = variant_of(folder / "text_encoder"), dict.fromkeys(self.without)
-        try:
-            pipeline = self.kind.from_pretrained(folder, torch_dtype=torch.float32, variant=variant, **without)
-        except (OSError, ValueError) as error:
-            raise unreadable(folder, error) from error
-        self.pipeline = pipeline.to(device)
-        self.device = device
+class _ClipEncoder(PipelineEncoder):
+    kind = StableDiffusionPipeline
+    without = ("unet", "vae", "safety_checker", "feature_extractor", "image_encoder")
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
@@ -91,7 +74,7 @@ class StableDiffusion(Family):
 
     name = "stable_diffusion"
     component = "unet"
-    encoder: type[ClipEncoder] = ClipEncoder
+    encoder: type[PipelineEncoder] = _ClipEncoder
 
     def network(self, unet: UNet2DConditionModel, folder: Path) -> StableDiffusionNetwork:
         """`unet` of the pipeline in `folder`, wrapped."""
