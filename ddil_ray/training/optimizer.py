@@ -17,7 +17,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ddil_ray.errors import ConfigError
 
-__all__ = ["DECAYS", "OPTIMIZERS", "PRECISIONS", "NetworkOptimizer", "OptimizerSettings", "check_optimizer"]
+__all__ = [
+    "DECAYS",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "NetworkOptimizer",
+    "OptimizerSettings",
+    "check_optimizer",
+    "reserve_moments",
+]
 
 PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -136,3 +144,28 @@ class NetworkOptimizer:
         """Restore what `state_dict` gave."""
         for name in ("adam", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def reserve_moments(optimizer: NetworkOptimizer) -> None:
+    """Make the state that `optimizer` has after its first step; for estimates of memory, on tensors without any.
+
+    What computes in 8 bits takes no such tensors: a stand-in moves parameters in place, beside moments of that size.
+    """
+    if isinstance(optimizer.adam, torch.optim.AdamW):
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.adam.step()
+        optimizer.zero_grad()
+        return
+    optimizer.adam = torch.optim.SGD(optimizer.parameters, lr=0.0)
+    for parameter in optimizer.parameters:
+        optimizer.adam.state[parameter] = _moments_in_8_bits(parameter)
+
+
+def _moments_in_8_bits(parameter: Tensor) -> dict[str, Tensor]:
+    """As bitsandbytes keeps them: one byte per entry and a float32 maximum per block, float32 where there are few."""
+    if parameter.numel() < 4096:
+        return {f"state{i}": torch.zeros_like(parameter, dtype=torch.float32) for i in (1, 2)}
+    blocks = -(-parameter.numel() // 256)
+    moments = {f"state{i}": torch.zeros_like(parameter, dtype=torch.uint8) for i in (1, 2)}
+    return moments | {f"absmax{i}": torch.zeros(blocks) for i in (1, 2)}

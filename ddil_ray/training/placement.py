@@ -7,6 +7,8 @@ stay. Evaluation prepares nothing: its samples are those of the float32 weights.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,8 +46,9 @@ def teaching(model: DiffusionModel, config: RunConfig, device: torch.device | st
     """
     dtype = PRECISIONS[config.teacher.dtype]
     if dtype is not None:
-        model = model.copy()  # a student of adapters shares the weights
-        model.network.to(dtype).register_forward_pre_hook(partial(_cast_states, dtype))
+        network = _converted(model.network, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        network.register_forward_pre_hook(partial(_cast_states, dtype))
+        model = model.with_network(network)
     return frozen(model, config, device)
 
 
@@ -72,11 +75,15 @@ def actor_networks(
         acts: whether the student is needed.
         asked: whether the expert is; one that is not has no weights.
     """
-    where = device if asked else "meta"
-    later = frozen(student.copy(), config, where) if objective.student_becomes_teacher else None
+    later = student.copy() if objective.student_becomes_teacher else None
     acting = frozen(student, config, device) if acts else None
-    expert = Expert(teaching(teacher, config, where), later, threshold, PRECISIONS[config.trainer.precision])
-    return expert, acting
+    if asked:
+        teacher = teaching(teacher, config, device)
+        later = frozen(later, config, device) if later is not None else None
+    else:
+        teacher = _without_memory(teacher)
+        later = _without_memory(later) if later is not None else None
+    return Expert(teacher, later, threshold, PRECISIONS[config.trainer.precision]), acting
 
 
 def check_placement(teacher: DiffusionModel, config: RunConfig) -> None:
@@ -109,13 +116,27 @@ def check_placement(teacher: DiffusionModel, config: RunConfig) -> None:
 
 
 def _placed(model: DiffusionModel, config: RunConfig, device: torch.device | str) -> DiffusionModel:
-    network: Any = model.network.to(device)
+    network: Any = model.network
+    if next(network.parameters()).device != torch.device(device):
+        network.to(device)
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)  # convolutions bring their inputs into the layout of the weights
     if config.trainer.compile:
         backend = "inductor" if config.trainer.compile is True else config.trainer.compile
         network.register_forward_pre_hook(partial(_compile, backend))
     return model
+
+
+def _without_memory(model: DiffusionModel) -> DiffusionModel:
+    """`model` with tensors that are shapes alone."""
+    return model.with_network(_converted(model.network, lambda tensor: tensor.to("meta")))
+
+
+def _converted(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A frozen copy of `network` on converted tensors; `network` may share its own with others, and keeps them."""
+    tensors: dict[int, Any] = {id(b): convert(b) for b in network.buffers()}
+    tensors |= {id(p): nn.Parameter(convert(p.detach()), requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, tensors)
 
 
 def _cast_states(dtype: torch.dtype, network: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

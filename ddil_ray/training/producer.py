@@ -36,11 +36,14 @@ class Expert:
 
     def enter(self, phase: int, weights: FlatWeights | None) -> None:
         """Become the teacher of `phase`; `weights` are the last round's student, or None for the given teacher."""
-        self.phase = phase
         if weights is not None:
             assert self.student is not None
             load_weights(self.student.network, weights)
-        self._promoted = weights is not None  # a restart may go back to the given teacher
+        self.begin(phase, promoted=weights is not None)  # a restart may go back to the given teacher
+
+    def begin(self, phase: int, *, promoted: bool) -> None:
+        """Teach `phase` with the weights at hand: those of the last round's student where it is `promoted`."""
+        self.phase, self._promoted = phase, promoted
 
     _promoted: bool = field(default=False, init=False)
 
