@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ddil_ray.cli.memory import memory_of, print_memory
 from ddil_ray.cli.options import AsJson, Overrides, Verbose, print_json, print_lines, print_table
 from ddil_ray.errors import ConfigError
 
@@ -97,6 +98,7 @@ def plan_of(recipe: Any) -> dict[str, Any]:
         "actors": [
             {"role": d.role, "count": d.count, "num_cpus": d.cpus, "num_gpus": d.gpus} for d in demands(recipe.config)
         ],
+        "memory": memory_of(recipe, made),
     }
 
 
@@ -120,4 +122,5 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
         ["role", "actors", "CPUs each", "GPUs each"],
         [[a["role"], str(a["count"]), f"{a['num_cpus']:g}", str(a["num_gpus"])] for a in plan["actors"]],
     )
+    print_memory(plan["memory"])
     print_lines("Nothing was started.")

@@ -21,6 +21,7 @@ __all__ = [
     "check_fits",
     "connected",
     "demands",
+    "evaluation_demand",
     "evaluation_role",
     "ray_session",
     "role_alone",
@@ -52,7 +53,7 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
 
     A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
     """
-    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(config), [_evaluation(config)]))
+    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(config), [evaluation_demand(config)]))
     with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
         yield
 
@@ -202,11 +203,12 @@ def evaluation_role(config: RunConfig) -> Evaluation:
 
 
 def _check_evaluation(config: RunConfig, resources: dict[str, float]) -> None:
-    _check_sum([_evaluation(config)], resources)
+    _check_sum([evaluation_demand(config)], resources)
     _check_named("evaluation", config.evaluation, resources)
 
 
-def _evaluation(config: RunConfig) -> Demand:
+def evaluation_demand(config: RunConfig) -> Demand:
+    """What evaluation asks for, alone when training has ended."""
     e = config.evaluation
     return Demand("evaluation", e.bounds[0], e.num_cpus, e.num_gpus)
 

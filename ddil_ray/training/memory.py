@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,12 +71,12 @@ def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ())
         made: its ingredients, which stay as they are.
         on_gpu: names of the roles that have a GPU.
     """
-    roles: dict[str, Callable[[_Stage], RoleMemory]] = {"trainer": _trainer}
+    roles: dict[str, _Role] = {"trainer": _trainer}
     for origin in recipe.priors.origins:
         name = "student_rollouts (mixed)" if origin is Origin.MIXED else ROLE_OF_ORIGIN[origin]
-        roles[name] = _maker_of(origin)
+        roles[name] = partial(_states, origin)
         if recipe.config.labels.placement == "pool":
-            roles[f"labels ({origin.label})"] = _labels_of(origin)
+            roles[f"labels ({origin.label})"] = partial(_labels, origin)
     if recipe.config.shift.enabled:
         roles["shift"] = _shift
     if recipe.config.evaluation.enabled:
@@ -217,39 +218,33 @@ def _settle(optimizer: NetworkOptimizer, stage: _Stage) -> None:
             group["foreach"] = True
 
 
-def _maker_of(origin: Origin) -> Callable[[_Stage], RoleMemory]:
-    def role(stage: _Stage) -> RoleMemory:
-        fused = stage.config.labels.placement == "fused"
-        expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
-        rows = stage.recipe.rows_per_block(origin)
-        maker = StateMaker(
-            stage.made.objective,
-            stage.made.teacher,
-            Conditions(stage.labels, stage.recipe.guidance),
-            images=stage.images,
-            student=student,
-            expert=expert,
-            mixing=stage.recipe.mixing,
-            autocast=expert.autocast,
-        )
-        for phase in range(len(stage.made.objective.phases)):
-            expert.begin(phase, promoted=phase > 0 and expert.student is not None)
-            with stage.counting(student, expert.teacher, expert.student):
-                maker.make(StateRequest(origin, phase, 0, rows, seed=0))
-        if fused:
-            _label(stage, expert, rows)
-        return stage.memory()
-
-    return role
+def _states(origin: Origin, stage: _Stage) -> RoleMemory:
+    fused = stage.config.labels.placement == "fused"
+    expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
+    rows = stage.recipe.rows_per_block(origin)
+    maker = StateMaker(
+        stage.made.objective,
+        stage.made.teacher,
+        Conditions(stage.labels, stage.recipe.guidance),
+        images=stage.images,
+        student=student,
+        expert=expert,
+        mixing=stage.recipe.mixing,
+        autocast=expert.autocast,
+    )
+    for phase in range(len(stage.made.objective.phases)):
+        expert.begin(phase, promoted=phase > 0 and expert.student is not None)
+        with stage.counting(student, expert.teacher, expert.student):
+            maker.make(StateRequest(origin, phase, 0, rows, seed=0))
+    if fused:
+        _label(stage, expert, rows)
+    return stage.memory()
 
 
-def _labels_of(origin: Origin) -> Callable[[_Stage], RoleMemory]:
-    def role(stage: _Stage) -> RoleMemory:
-        expert, _ = stage.expert(acts=False)
-        _label(stage, expert, stage.recipe.rows_per_block(origin))
-        return stage.memory()
-
-    return role
+def _labels(origin: Origin, stage: _Stage) -> RoleMemory:
+    expert, _ = stage.expert(acts=False)
+    _label(stage, expert, stage.recipe.rows_per_block(origin))
+    return stage.memory()
 
 
 def _label(stage: _Stage, expert: Expert, rows: int) -> None:
@@ -298,6 +293,9 @@ def _evaluation(stage: _Stage) -> RoleMemory:
         cond = stage.labels[torch.zeros(rows, dtype=torch.int64)]
         sampler(torch.zeros(rows, *teacher.sample_shape), cond, batch_size=rows)
     return stage.memory()
+
+
+_Role = Callable[[_Stage], RoleMemory]
 
 
 class _EnoughError(Exception):

@@ -158,6 +158,7 @@ def reserve_moments(optimizer: NetworkOptimizer) -> None:
         optimizer.zero_grad()
         return
     optimizer.adam = torch.optim.SGD(optimizer.parameters, lr=0.0)
+    optimizer.schedule = LambdaLR(optimizer.adam, optimizer.schedule.lr_lambdas)
     for parameter in optimizer.parameters:
         optimizer.adam.state[parameter] = _moments_in_8_bits(parameter)
 

@@ -20,9 +20,11 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
     assert [p["student_steps"] for p in plan["phases"]] == [8, 4, 2, 1]
     roles = {"trainer", "forward_states", "student_rollouts", "teacher_rollouts", "shift"}
     assert {a["role"] for a in plan["actors"]} == roles
+    assert {m["role"] for m in plan["memory"]["roles"]} == {*roles, "evaluation"}
     assert not Path(run_dir).exists()
     code, out, _ = _run(capsys, "distill", "digits-lcm", "--dry-run")
     assert code == 0
+    assert "Memory of an actor at its peak" in out
     assert "Nothing was started." in out
 
 
