@@ -17,7 +17,6 @@ from prompted import walked
 from tiny import PIPELINES, PROMPTS, save_pipeline
 
 from ddil_ray.config import RunConfig
-from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.diffusion.threshold import NoThreshold
 from ddil_ray.evaluation import exported_sampler, student_samplers
 from ddil_ray.models import Family, load_model
@@ -75,15 +74,13 @@ def _config(family, objective, *, output="runs"):
     )
 
 
-def _theirs(folder, student, w):
+def _theirs(folder):
     """Images (B, 3, H, W) in [0, 1] by plain diffusers, called as the model card says, and the timesteps it took."""
     (arguments,) = re.findall(r"pipeline\((.*), generator=", (folder / "README.md").read_text())
     call = eval(f"dict({arguments})")
     assert call["num_inference_steps"] == STEPS
     asked = {"prompt": [PROMPTS[i] for i in CONDITIONS], "class_labels": CONDITIONS}
     call |= {name: value for name, value in asked.items() if name in call}
-    if student.reads_guidance:
-        call["guidance_scale"] = guidance_scale_from_w(w)
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(5)  # not every pipeline hands its generator on to the scheduler
@@ -102,7 +99,7 @@ def _check_student(recipe, made, folder, rounds=None):
     """The exported student is not the teacher any more, and samples in plain diffusers as it does here."""
     exported, w = load_model(str(folder)), recipe.student_guidance
     exported.bind(made.prompts.bank() if made.prompts else None)
-    images, timesteps = _theirs(folder, exported, w)
+    images, timesteps = _theirs(folder)
     times = made.objective.sampling_times(STEPS)[:-1]
     torch.testing.assert_close(timesteps.float(), made.teacher.schedule.network_time(times), rtol=0, atol=1e-3)
     samplers = [exported_sampler(exported, STEPS, w=w if exported.reads_guidance else 0.0)]
