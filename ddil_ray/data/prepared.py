@@ -187,6 +187,11 @@ def load_prepared(source: str, *, bucket: str | None) -> ImageData:
         have = ", ".join(f"{name} ({rows} images)" for name, rows in index.buckets.items())
         raise DataError(f"`data.bucket` must be one of {have}, but is {chosen!r} instead.")
     latents, cond = _read_latents(source, chosen)
+    if len(latents) != index.buckets[chosen]:
+        raise DataError(
+            f"`data.source` must hold the {index.buckets[chosen]} rows of bucket {chosen} that its {INDEX} tells of, "
+            f"but {source} holds {len(latents)}: files were lost or added. Prepare it again in a new `output`."
+        )
     return ImageData(latents, cond, f"{source} ({chosen})", prompts=prompts, prepared_for=index.family)
 
 

@@ -196,6 +196,12 @@ def _zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 def _discrete_vp(config: Mapping[str, Any], image_seq_len: int | None) -> NoiseSchedule:
+    if config.get("sigma_max") is not None and config.get("trained_betas") is None and "beta_start" not in config:
+        raise ConfigError(
+            f"`scheduler` of the teacher must be one of betas or of flow matching, but is {config.get('_class_name')} "
+            "instead, whose noise schedule is not known here. Use another teacher, or save the pipeline with the "
+            "scheduler that it was trained with."
+        )
     config = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", **config}
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)

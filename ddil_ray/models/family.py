@@ -184,7 +184,13 @@ def checked_prediction(scheduler_config: dict[str, Any], schedule: NoiseSchedule
     Raises:
         ConfigError: epsilon prediction over a schedule with no signal at t = 1, where x_0 is not determined.
     """
-    prediction = Prediction(scheduler_config.get("prediction_type", "epsilon"))
+    kind = scheduler_config.get("prediction_type", "epsilon")
+    if kind not in {prediction.value for prediction in Prediction}:
+        raise ConfigError(
+            f"`prediction_type` of the teacher's scheduler must be one of {', '.join(p.value for p in Prediction)}, "
+            f"but is {kind!r} instead. Use another teacher."
+        )
+    prediction = Prediction(kind)
     if prediction is Prediction.EPSILON and float(schedule.alpha(torch.ones(1))) < 1e-6:
         raise ConfigError(
             "`prediction_type` of a teacher with zero terminal SNR must be `v_prediction` or `sample`, but is "

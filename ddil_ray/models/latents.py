@@ -19,6 +19,12 @@ __all__ = ["LatentCodec", "load_codec", "vae_scale", "variant_of"]
 _WEIGHTS = re.compile(r"model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(safetensors|bin)$")
 
 
+_PIXELS = 4 * 1024**2
+"""Of the images in one pass of an autoencoder: what it holds meanwhile is some hundreds of times as much."""
+_AREA = 64
+"""Pixels of a latent, about."""
+
+
 class LatentCodec:
     """Encodes images (B, C, H, W) in [-1, 1] to latents, shifted and scaled as the denoiser is trained on, and back.
 
@@ -29,6 +35,11 @@ class LatentCodec:
     def __init__(self, vae: nn.Module) -> None:
         self.vae: Any = vae.requires_grad_(False)
         config: Any = self.vae.config
+        if getattr(config, "latents_mean", None) is not None:
+            raise ConfigError(
+                "`latents_mean` of the teacher's autoencoder must be null, but is set: latents that are normalised "
+                "channel by channel are not supported. Use another teacher."
+            )
         self._scale, self._shift = float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
         self.pixels = _pixels_per_latent(config)
         """Pixels per latent along one side."""
@@ -36,6 +47,9 @@ class LatentCodec:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents of `images`: the mode of the posterior, so that the same image has the same latents."""
+        return torch.cat([self._encode(part) for part in images.split(_rows_at_once(images))])
+
+    def _encode(self, images: Tensor) -> Tensor:
         encoded = self.vae.encode(images.to(self._like()))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         result: Tensor = (latents - self._shift) * self._scale
@@ -44,8 +58,8 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images of `latents`, not clipped."""
-        images: Tensor = self.vae.decode((latents / self._scale + self._shift).to(self._like())).sample
-        return images.float()
+        parts = (latents / self._scale + self._shift).to(self._like()).split(_rows_at_once(latents, _AREA))
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def to(self, device: torch.device | str) -> LatentCodec:
         """This codec with its network on `device`."""
@@ -55,6 +69,11 @@ class LatentCodec:
     def _like(self) -> Tensor:
         parameter: Tensor = next(self.vae.parameters())
         return parameter
+
+
+def _rows_at_once(rows: Tensor, area: int = 1) -> int:
+    """How many of `rows` (B, C, H, W), of `area` pixels per entry, go into one pass."""
+    return max(1, _PIXELS // max(1, rows.shape[2] * rows.shape[3] * area))
 
 
 @functools.lru_cache(maxsize=2)

@@ -32,6 +32,9 @@ def load_student(spec: str, teacher: DiffusionModel) -> DiffusionModel:
         student = load_model(spec)
     except ConfigError as error:
         raise ConfigError(str(error).replace("`teacher.model`", "`student.model`")) from error
+    if teacher.latent and student.latent and student.sample_shape[0] == teacher.sample_shape[0]:
+        height, width = teacher.sample_shape[1:]
+        student = student.resized((height, width))
     check_student(student, teacher)
     student.schedule = teacher.schedule  # also where the two differ by diffusers' conventions for t = 0
     student.bind(getattr(teacher.network, "bank", None))

@@ -74,12 +74,16 @@ def cut_to(picture: Image.Image, bucket: Bucket, *, center: bool, name: str) -> 
     scale = max(bucket.height / picture.height, bucket.width / picture.width)
     height = max(bucket.height, round(picture.height * scale))
     width = max(bucket.width, round(picture.width * scale))
-    if (height, width) != (picture.height, picture.width):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     spare = (height - bucket.height, width - bucket.width)
     if center:
         top, left = (part // 2 for part in spare)
     else:
         chance = random.Random(name)
         top, left = (chance.randint(0, part) for part in spare)
-    return Cut(picture.crop((left, top, left + bucket.width, top + bucket.height)), top, left)
+    if (height, width) == (picture.height, picture.width):
+        return Cut(picture.crop((left, top, left + bucket.width, top + bucket.height)), top, left)
+    # Only what is kept is resized: of a very thin image the whole would fill the memory.
+    down, across = picture.height / height, picture.width / width
+    box = (left * across, top * down, (left + bucket.width) * across, (top + bucket.height) * down)
+    cut = picture.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
+    return Cut(cut, top, left)

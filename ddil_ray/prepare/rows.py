@@ -64,11 +64,16 @@ class Missing(NamedTuple):
 
 
 def table_of(rows: Sequence[Row]) -> pa.Table:
-    """Rows as a table, to be kept."""
+    """Rows as a table, to be kept; what is no text in UTF-8, such as half an emoji, becomes `?`."""
+    rows = [row._replace(name=_text(row.name), condition=_text(row.condition)) for row in rows]
     condition = pa.large_string() if isinstance(rows[0].condition, str) else pa.int64()
     kinds = (pa.string(), condition, pa.int64(), pa.int64())
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
     return pa.table(columns, names=Row._fields)
+
+
+def _text(text: Any) -> Any:
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 def rows_of(table: pa.Table) -> list[Row]:

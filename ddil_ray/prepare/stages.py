@@ -171,7 +171,7 @@ class ImageStage:
     def _ready(self, row: Row, condition: int, read: Callable[[], Any]) -> tuple[Bucket, _Ready] | Missing:
         try:
             content = read()
-        except (FileNotFoundError, PermissionError) as error:
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
             return Missing(row.name, f"cannot be read: {first_line(error)}")
         try:
             column = self._job.config.data.image_column

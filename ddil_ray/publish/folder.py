@@ -12,6 +12,7 @@ from ddil_ray.card import add_section, call_with
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.export import forget_origins
 from ddil_ray.models import local_folder
+from ddil_ray.models.family import absent_components
 from ddil_ray.models.latents import variant_of
 
 __all__ = ["DTYPES", "check_target", "copy_folder", "pipeline_folder"]
@@ -80,7 +81,8 @@ def _save_cast(source: Path, out: Path, dtype: str, *, variant: bool) -> None:
     parts = [part for part in source.iterdir() if part.is_dir()]
     read = next((found for part in parts if (found := variant_of(part))), None)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=DTYPES[dtype], variant=read)
+        absent = absent_components(source)
+        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=DTYPES[dtype], variant=read, **absent)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"MODEL must be a pipeline that diffusers loads, but {source} failed: {first_line(error)}"

@@ -40,11 +40,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     torch.manual_seed(recipe.config.seed)
     teacher = recipe.load_teacher()
     bind_prompts(teacher, context)
-    student = trained(recipe.student_of(teacher), recipe.config, best_device())
+    student = recipe.student_of(teacher)
     images, labels = (shared_tensor(part) for part in (context.images, context.labels))
     objective = recipe.objective(student, images)
-    if objective.asks_in_trainer:
+    if objective.asks_in_trainer:  # cast before a student that shares its weights takes them to the device
         teacher = teaching(teacher, recipe.config, best_device())
+    student = trained(student, recipe.config, best_device())
     recipe.equip(objective, teacher, images, labels)
     del teacher, images, labels  # where labels come with the states, the trainer holds neither teacher nor data
     learner = Learner(student, objective, recipe.optimizer_settings(), parallel=_data_parallel)

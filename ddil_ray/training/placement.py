@@ -76,13 +76,13 @@ def actor_networks(
         asked: whether the expert is; one that is not has no weights.
     """
     later = student.copy() if objective.student_becomes_teacher else None
-    acting = frozen(student, config, device) if acts else None
-    if asked:
+    if asked:  # first: a student of adapters takes the weights they share to the device along, as they are then
         teacher = teaching(teacher, config, device)
         later = frozen(later, config, device) if later is not None else None
     else:
         teacher = _without_memory(teacher)
         later = _without_memory(later) if later is not None else None
+    acting = frozen(student, config, device) if acts else None
     return Expert(teacher, later, threshold, PRECISIONS[config.trainer.precision]), acting
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -110,3 +111,11 @@ def test_flow_ends_in_noise_alone_and_starts_clean_exactly(shift):
 def test_a_time_per_row_is_required():
     with pytest.raises(ShapeError, match=r"\(2,\).*\(3,\)"):
         add_noise(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(3), DiscreteVP(torch.tensor([0.9, 0.5])))
+
+
+@pytest.mark.parametrize("name", ["EDMDPMSolverMultistep", "CMStochasticIterative", "ScoreSdeVe"])
+def test_schedules_of_sigmas_are_refused(name):
+    kind = f"{name}Scheduler"
+    config = dict(getattr(diffusers, kind)().config)
+    with pytest.raises(ConfigError, match=rf"one of betas or of flow matching, but is {kind}"):
+        schedule_from_diffusers({**config, "_class_name": kind})
