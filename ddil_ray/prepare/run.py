@@ -271,15 +271,19 @@ class _Progress:
     def __init__(self, view: View, what: str, total: int, done: int) -> None:
         self._view, self._what, self._total, self._before, self._done = view, what, total, done, done
         self._started = time.monotonic()
+        self._first = (self._started, done)
 
     @property
     def speed(self) -> float:
-        """Per second, since the start of this work."""
-        return (self._done - self._before) / max(time.monotonic() - self._started, 1e-9)
+        """Per second since the first result, which processes had to start for; or since the start if it is the last."""
+        started, before = self._first if self._done > self._first[1] else (self._started, self._before)
+        return (self._done - before) / max(time.monotonic() - started, 1e-9)
 
     def add(self, count: int, unit: str, *facts: str) -> None:
         """`count` more are done."""
         self._done += count
+        if self._first[1] == self._before:
+            self._first = (time.monotonic(), self._done)
         left = timedelta(seconds=math.ceil((self._total - self._done) / max(self.speed, 1e-9)))
         more = [f"{self.speed:.0f} {unit}/s", f"{left} left", *filter(None, facts)]
         self._view.progress(self._what, self._done, self._total, "  ".join(more))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import fsspec
 import numpy as np
@@ -26,6 +27,7 @@ from preparing import (
     write_pairs,
     write_tar,
 )
+from rich.console import Console
 from tiny import save_pipeline
 
 from ddil_ray.data import load_images
@@ -34,6 +36,7 @@ from ddil_ray.data.prepared import read_index
 from ddil_ray.errors import ConfigError, DataError
 from ddil_ray.models import find_pipeline
 from ddil_ray.prepare import begin, fill, new_job
+from ddil_ray.tracking import View
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +293,15 @@ def test_what_a_killed_process_left_is_removed(teacher, plain, tmp_path):
     prepare(config)
     assert not list(torn.iterdir())
     assert set(rows_of(tmp_path / "out")) == {f"{i:03}.png" for i in range(5)}
+
+
+def test_progress_says_how_fast_and_how_much_is_left(teacher, plain, tmp_path):
+    job = new_job(settings(teacher, plain[0], tmp_path / "out"))
+    said = io.StringIO()
+    begin(job)
+    fill(job, inline(job), View(Console(file=said, width=200)))
+    last = said.getvalue().splitlines()[-1]
+    assert re.fullmatch(r"images  5/5  \d+ images/s  0:00:00 left", last)
 
 
 def test_another_preparation_in_the_same_output_is_refused(teacher, plain, tmp_path):

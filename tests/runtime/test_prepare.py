@@ -41,7 +41,7 @@ def test_actors_prepare_what_one_process_does(teacher, tmp_path):
     (source / "007.png").write_bytes(b"torn")
     more = {"rows_per_file": 4, "dtype": "fp32"}
     prepare(settings(teacher, source, tmp_path / "here", **more))
-    actors = {"encode_images": {"num_actors": 2}, "encode_prompts": {"num_actors": 2}}
+    actors = {"encode_images": {"num_actors": 2}, "encode_prompts": {"batch_size": 2}}
     job = new_job(settings(teacher, source, f"file://{tmp_path}/ray", **more, **actors))
     done = prepare_on_ray(job, view=quiet())
     assert (done.buckets, done.prompts, done.skipped) == ({"16x16": 22}, 5, 1)
