@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ddil_ray.card import add_section, base_of, markdown_table
+from ddil_ray.card_facts import public_text, student_facts
 from ddil_ray.evaluation import (
     Benchmark,
     Measurements,
@@ -19,7 +21,7 @@ from ddil_ray.evaluation import (
     student_samplers,
     teacher_sampler,
 )
-from ddil_ray.export import consistency_scheduler, save_model_folder
+from ddil_ray.export import save_model_folder, student_scheduler
 from ddil_ray.folder import write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.report import (
@@ -42,6 +44,7 @@ __all__ = [
     "SCORES",
     "Scores",
     "Section",
+    "add_scores",
     "classes_of",
     "export_students",
     "new_benchmark",
@@ -96,29 +99,46 @@ PROMPTS = "prompts.json"
 
 def export_students(recipe: Recipe, made: Ingredients, rounds: Mapping[int, DiffusionModel], folder: Path) -> None:
     """Write the last round's student to `folder`/student and the others to `folder`/rounds/<steps>-steps."""
-    objective = recipe.config.objective
-    last = list(rounds)[-1]
-    scheduler = None
-    if made.objective.lcm_scheduler and made.teacher.scheduler_config:
-        scheduler = consistency_scheduler(made.teacher, **made.objective.lcm_scheduler)
-    w = recipe.student_guidance
+    config, w = recipe.config, recipe.student_guidance
+    base = base_of(config.teacher.model, made.teacher.folder, license=config.student.license)
     for steps, model in rounds.items():
+        times = made.objective.sampling_times(steps)
         save_model_folder(
-            folder / ("student" if steps == last else f"rounds/{steps}-steps"),
+            _student_folder(folder, rounds, steps),
             model,
-            scheduler=scheduler,
-            name=f"{recipe.config.name}, {steps} step" + ("s" if steps > 1 else ""),
-            description=f"A few-step student of `{recipe.config.teacher.model}`, distilled by ddil-ray "
-            f"(`{objective.type}` with DDIL's mixture of states).",
+            scheduler=student_scheduler(model, times, made.objective.lcm_scheduler),
+            name=f"{config.name}, {steps} step" + ("s" if steps > 1 else ""),
+            description=f"A few-step student of `{base.name}`, distilled by ddil-ray.",
             steps=steps,
+            times=times,
             w=w,
-            facts={
-                "teacher guidance w (already in the student; sample without guidance)": f"{w:g}",
-                "trained for steps": str(steps),
-                "source priors": ", ".join(f"{o.label} {p:g}" for o, p in recipe.priors.at(1.0).items()),
-                "training data": made.data.name,
-            },
+            base=base,
+            facts=student_facts(recipe, model, made.data.name, steps=steps),
         )
+
+
+def _student_folder(folder: Path, rounds: Mapping[int, DiffusionModel], steps: int) -> Path:
+    return folder / ("student" if steps == list(rounds)[-1] else f"rounds/{steps}-steps")
+
+
+def add_scores(
+    recipe: Recipe,
+    made: Ingredients,
+    rounds: Mapping[int, DiffusionModel],
+    measured: Scores,
+    about: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write what was measured into the cards of the students that `export_students` wrote into `folder`."""
+    features = public_text(about["features"], recipe, made.data.name)
+    for steps in rounds:
+        own = {
+            model: {n: scores for n, scores in by_steps.items() if n == steps or len(rounds) == 1}
+            for model, by_steps in measured.items()
+        }
+        table = score_table(own, f"{about['num_samples']} samples each; features: {features}; k = {about['k']}.")
+        text = f"{table.caption}\n\n{markdown_table(table.header, table.rows)}"
+        add_section(_student_folder(folder, rounds, steps), "Scores", text)
 
 
 def new_benchmark(recipe: Recipe, made: Ingredients) -> Benchmark:

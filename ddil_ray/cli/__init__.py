@@ -17,6 +17,7 @@ from ddil_ray.cli.demo import demo
 from ddil_ray.cli.demo_t2i import demo_t2i
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
+from ddil_ray.cli.export import export
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.train_teacher import train_teacher
@@ -30,6 +31,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": prepare,
     "sample": sample,
     "evaluate": evaluate,
+    "export": export,
     "compare": compare,
     "ablate": ablate,
     "demo": demo,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ddil_ray.report import Table, write_page
 from ddil_ray.results import (
     Section,
+    add_scores,
     export_students,
     new_benchmark,
     samplers_of,
@@ -92,3 +93,5 @@ class Comparison:
     def _measure(self, name: str, recipe: Recipe, parts: Ingredients, rounds: Mapping[int, DiffusionModel]) -> None:
         samplers = {name: samplers_of(recipe, parts, rounds)["student"]}
         self.measured.update(scores(self._benchmark, samplers, self.grids))
+        own = {"student": self.measured[name], "teacher": self.measured["teacher"]}
+        add_scores(recipe, parts, rounds, own, self.about, self._folder / recipe.config.name)

@@ -46,9 +46,10 @@ def evaluate(
     recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
     made, out = recipe.ingredients(), writable(out, "--out")
     student = load_model(model)
-    steps = recipe.config.evaluation.steps
+    student.bind(made.prompts.bank() if made.prompts else None)
+    steps, told = recipe.config.evaluation.steps, recipe.student_guidance if student.reads_guidance else 0.0
     samplers = {
-        "model": {n: exported_sampler(student, n) for n in steps},
+        "model": {n: exported_sampler(student, n, w=told) for n in steps},
         "teacher": teacher_samplers(recipe, made),
     }
     benchmark = new_benchmark(recipe, made)

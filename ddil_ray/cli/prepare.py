@@ -67,7 +67,7 @@ def _plan_of(job: Any) -> dict[str, Any]:
         "teacher": {"model": config.teacher.model, "family": job.family},
         "source": {
             "path": job.reader.source,
-            "format": type(job.reader).__name__,
+            "format": job.reader.format,
             "condition": job.reader.key,
             "images": job.reader.images,
             "shards": len(job.shards),

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddil_ray.cli.options import AsJson, print_json, print_lines
 from ddil_ray.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
+    from ddil_ray.models import DiffusionModel
+
 __all__ = ["sample"]
+
+_COLUMNS = 10
+_ROWS, _LATENT_ROWS = 256, 8
+"""Of a network pass, for pixels and for latents, which are large and decoded."""
 
 
 def sample(
     model: Annotated[str, typer.Argument(help="Student or teacher: pipeline folder, URL, hub id or builtin:NAME.")],
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 4,
-    num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the noise and the classes.")] = 0,
+    num: Annotated[int | None, typer.Option(min=1, help="Images; default: 64, or 4 per prompt.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all noise: images are those of the pipeline's own seed.")] = 0,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to show; repeat for more, taken in turn.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Text file with a prompt on each line.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Text to guide away from.")] = None,
     class_label: Annotated[int | None, typer.Option(min=0, help="One class for all; default: all in turn.")] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="w of the guidance, for teachers; students have theirs.")] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="w (guidance_scale - 1), of teachers and of students that are told it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("samples.png"),
     as_json: AsJson = False,
 ) -> None:
@@ -30,6 +46,8 @@ def sample(
     `ddil-ray sample runs/digits-pd/student --steps 1 --out grid.png`
 
     `ddil-ray sample builtin:digits --steps 32 --guidance 2 --class-label 3 --num 16`
+
+    `ddil-ray sample runs/sd15-lcm/student --prompt "a red bird" --prompt "two boats at sea" --num 8`
     """
     import torch
 
@@ -37,22 +55,97 @@ def sample(
     from ddil_ray.models import load_model
     from ddil_ray.report import save_grid
 
+    place, prompts = _device(device), _prompts(prompt, prompt_file)
     loaded = load_model(model)
-    sampler = exported_sampler(loaded, steps, w=guidance)
-    classes = loaded.null_cond if loaded.null_cond is not None else (loaded.num_conditions or 1)
-    if class_label is not None and (loaded.num_conditions is None or class_label >= classes):
-        raise ConfigError(
-            f"`--class-label` must be {f'below {classes}' if loaded.num_conditions else 'left out'} for this model, "
-            f"but is {class_label} instead."
-        )
-    cond = torch.full((num,), class_label) if class_label is not None else torch.arange(num) % classes
-    noise = torch.randn(num, *loaded.sample_shape, generator=torch.Generator().manual_seed(seed))
-    samples = sampler(noise, cond, seed=seed)
+    _check_guidance(loaded, guidance, negative_prompt)
+    sampler = exported_sampler(loaded, steps, w=guidance or 0.0).to(place)
+    if loaded.prompted:
+        _check_prompts(prompts, class_label)
+        _bind(loaded, prompts, negative_prompt, place)
+        num = num or 4 * len(prompts)
+        cond = torch.arange(num) % len(prompts)
+    else:
+        num = num or 64
+        cond = _classes(loaded, prompts, class_label, num)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(num, *loaded.sample_shape, generator=generator)
+    samples = sampler(noise, cond, seed=generator, batch_size=_LATENT_ROWS if loaded.latent else _ROWS)
+    columns = len(prompts) if 1 < len(prompts) <= _COLUMNS else min(num, _COLUMNS)
     try:
-        save_grid(samples, out, columns=min(num, 10))
+        save_grid(samples, out, columns=columns)
     except (OSError, ValueError) as error:
         raise ConfigError(f"`--out` must be a picture file that can be written, but {out} failed: {error}.") from error
     if as_json:
-        print_json({"out": str(out), "num": num, "steps": steps})
+        print_json({"out": str(out), "num": num, "steps": steps, **({"prompts": prompts} if prompts else {})})
     else:
         print_lines(f"{num} images of {steps} steps in {out}")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"`--device` must be auto or a device that torch has here, but is {name!r}.") from error
+
+
+def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Those given, then those in the file."""
+    prompts = list(given or [])
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"`--prompt-file` must be a text file, but {file} failed: {error}.") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    return prompts
+
+
+def _check_guidance(model: DiffusionModel, guidance: float | None, negative: str | None) -> None:
+    if model.reads_guidance and guidance is None:
+        raise ConfigError(
+            "`--guidance` must be given for this model, whose network is told w. A student's README.md says what it "
+            "was trained with."
+        )
+    if negative is not None and (model.reads_guidance or not guidance):
+        raise ConfigError(
+            "`--negative-prompt` must come with `--guidance` above 0, of a model that guidance is computed for."
+        )
+
+
+def _check_prompts(prompts: Sequence[str], class_label: int | None) -> None:
+    if not prompts:
+        raise ConfigError("`--prompt` must be given for this model, which is asked by text.")
+    if class_label is not None:
+        raise ConfigError("`--class-label` must be left out for this model, which is asked by text. Use `--prompt`.")
+
+
+def _bind(model: DiffusionModel, prompts: Sequence[str], negative: str | None, device: torch.device) -> None:
+    """Let `model` find embeddings of `prompts` under their numbers."""
+    from ddil_ray.prompts import HeldEmbeddings, Prompts
+
+    assert model.family is not None
+    assert model.folder is not None
+    encoder = model.family.text_encoder(model.folder, device)
+    assert encoder is not None
+    model.bind(Prompts(HeldEmbeddings(encoder(prompts)), encoder.negative(negative)).bank())
+
+
+def _classes(model: DiffusionModel, prompts: Sequence[str], class_label: int | None, num: int) -> torch.Tensor:
+    """(num,) class ids: one for all, or all in turn."""
+    import torch
+
+    if prompts:
+        raise ConfigError("`--prompt` must be left out for this model, which is not asked by text.")
+    classes = model.null_cond if model.null_cond is not None else (model.num_conditions or 1)
+    if class_label is None:
+        return torch.arange(num) % classes
+    if model.num_conditions is None or class_label >= classes:
+        raise ConfigError(
+            f"`--class-label` must be {f'below {classes}' if model.num_conditions else 'left out'} for this model, "
+            f"but is {class_label} instead."
+        )
+    return torch.full((num,), class_label)

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ddil_ray.config.ablation import AblationConfig
-from ddil_ray.config.groups import Dmd2, Lcm, Pd
+from ddil_ray.config.objectives import Dmd2, Lcm, Pd
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.teacher import TeacherConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
@@ -10,19 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 __all__ = [
     "Checkpoint",
     "Data",
-    "Dmd2",
     "Evaluation",
     "Group",
     "LabelRole",
-    "Lcm",
-    "Objective",
-    "Pd",
     "PriorRamp",
     "Replay",
     "Role",
     "Shift",
     "States",
-    "Student",
     "Sync",
     "Teacher",
     "Threshold",
@@ -48,26 +42,49 @@ class Teacher(Group):
 
     model: str = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
     weights: str | None = Field(None, description="safetensors file for a factory's network")
-    guidance: NonNegative | tuple[NonNegative, NonNegative] = Field(
-        0.0, description="w of D_c + w (D_c - D_u), or a range [low, high]; 0 is no guidance"
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of its weights while it teaches: the halves take half the memory and round its answers. Samples "
+        "that students are measured against are always fp32",
+    )
+    guidance: NonNegative | tuple[NonNegative, NonNegative] | None = Field(
+        None, description="one number, or a range [low, high]; default: no guidance"
+    )
+    guidance_convention: Literal["w", "scale"] = Field(
+        "w",
+        description="what guidance numbers are: w of D_c + w (D_c - D_u), 0 for none; or the guidance_scale w + 1 of "
+        "diffusers and Imagen, 1 for none",
+    )
+    guidance_rescale: Fraction = Field(
+        0.0, description="share by which guided predictions are brought back to the spread of conditional ones"
     )
     negative_prompt: str | None = Field(
         None, description="D_u of a teacher of prompts; default: what its own pipeline takes"
+    )
+
+    sample_size: tuple[Count, Count] | None = Field(
+        None, description="[height, width] of samples (latents, where it has any); default: the pipeline's own"
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Teacher:
         if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:
             raise ValueError(f"guidance must be [low, high] with low <= high, but is {list(self.guidance)}")
+        if self.w[0] < 0:
+            raise ValueError(f"guidance must be at least 1 where guidance_convention is scale, but is {self.guidance}")
         return self
 
+    @property
+    def w(self) -> tuple[float, float]:
+        """Range of w, whatever the convention; equal ends where it is fixed."""
+        if self.guidance is None:
+            return 0.0, 0.0
+        low, high = self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
+        return self.as_w(low), self.as_w(high)
 
-class Student(Group):
-    """The model that is trained, a copy of the teacher at first."""
-
-    guidance: NonNegative | None = Field(
-        None, description="w of the exported student where it was trained over a range; default: the middle"
-    )
+    def as_w(self, guidance: float) -> float:
+        """w of a number in this config's convention."""
+        return guidance - 1 if self.guidance_convention == "scale" else guidance
 
 
 class Data(Group):
@@ -82,86 +99,6 @@ class Data(Group):
     image_size: Count | None = Field(None, description="crop and resize to this many pixels")
     bucket: str | None = Field(None, description="<height>x<width> of prepared data; default: the fullest")
     prompt_cache_mib: Count = Field(512, description="prompt embeddings that one process keeps in memory")
-
-
-class Pd(Group):
-    """Progressive distillation."""
-
-    type: Literal["pd"]
-    teacher_steps: Count = Field(16, description="DDIM steps of the first round's teacher")
-    student_steps: tuple[Count, ...] = Field((8, 4, 2, 1), min_length=1, description="steps per round")
-    loss: Literal["snr_trunc", "v", "x"] = "snr_trunc"
-
-    def serves(self, steps: int) -> bool:
-        """Whether some round's student samples with `steps` steps."""
-        return steps in self.student_steps
-
-    @model_validator(mode="after")
-    def _grids_divide(self) -> Pd:
-        grids = [self.teacher_steps, *self.student_steps]
-        for before, after in itertools.pairwise(grids):
-            if after >= before or before % after:
-                raise ValueError(
-                    f"student_steps must each divide the steps before them and be fewer, but {after} follows "
-                    f"{before}; use for example teacher_steps 16 and student_steps [8, 4, 2, 1]"
-                )
-        return self
-
-
-class Lcm(Group):
-    """Latent consistency distillation."""
-
-    type: Literal["lcm"]
-    solver_steps: Count = Field(50, description="DDIM grid of the labels")
-    student_steps: Count = Field(4, description="stages of the student's own rollouts")
-    skip: Count = Field(1, description="grid steps between a state and its label")
-    loss: Literal["huber", "l2"] = "huber"
-    huber_c: Positive = 1e-3
-    ema_decay: Fraction = Field(0.95, description="of the target network, per update")
-    sigma_data: Positive = 0.5
-    timestep_scaling: Positive = 10.0
-    guidance_embedding: bool = Field(False, description="tell the student w; needed for a range of guidance")
-
-    def serves(self, steps: int) -> bool:
-        """Whether the student samples with `steps` steps."""
-        return steps <= self.solver_steps
-
-    @model_validator(mode="after")
-    def _within_grid(self) -> Lcm:
-        for name in ("student_steps", "skip"):
-            if getattr(self, name) > self.solver_steps:
-                raise ValueError(
-                    f"{name} must be at most solver_steps ({self.solver_steps}), but is {getattr(self, name)}"
-                )
-        return self
-
-
-class Dmd2(Group):
-    """Distribution matching distillation (DMD2)."""
-
-    type: Literal["dmd2"]
-    student_steps: Count = Field(4, description="steps of the student; 1 is one-step distillation")
-    student_every: Count = Field(5, description="steps of the critic per update of the student")
-    time_range: tuple[Fraction, Fraction] = Field((0.02, 0.98), description="t at which the scores are compared")
-    critic_lr: Positive | None = Field(None, description="peak learning rate of the critic; default: trainer.lr")
-    gan_weight: NonNegative = Field(1e-3, description="of the student's adversarial loss; 0: no discriminator")
-    critic_gan_weight: NonNegative = Field(1e-2, description="of the discriminator's loss")
-    gan_layer: str | None = Field(
-        None, description="submodule whose output the discriminator reads; default: the family's bottleneck"
-    )
-
-    def serves(self, steps: int) -> bool:
-        """Whether the student samples with `steps` steps."""
-        return steps <= self.student_steps
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Dmd2:
-        if self.time_range[0] >= self.time_range[1]:
-            raise ValueError(f"time_range must be [low, high] with low < high, but is {list(self.time_range)}")
-        return self
-
-
-Objective = Annotated[Pd | Lcm | Dmd2, Field(discriminator="type")]
 
 
 class PriorRamp(Group):
@@ -260,8 +197,27 @@ class Trainer(_Resources):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     clip_norm: Positive = 1.0
     ema_decay: Fraction = 0.99
+    ema_offload: bool = Field(False, description="keep the averaged weights in the CPU's memory")
     accumulate: Count = Field(1, description="micro-batches per step")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="networks run in it by autocast, in every role; weights stay fp32, and are cast at use"
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit keeps its moments in 2 bytes per parameter in place of 8; needs bitsandbytes"
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="students and critics keep the inputs of their blocks alone, and run each again on the way back: "
+        "far fewer activations for about a third more time; diffusers networks",
+    )
+    channels_last: bool = Field(
+        False, description="convolutional networks keep channels innermost, in every role: often faster, same memory"
+    )
+    compile: bool | str = Field(
+        False,
+        description="networks pass through torch.compile, in every role but evaluation: true, or a backend other than "
+        "inductor. Faster after minutes of compiling in every process",
+    )
     max_failures: Annotated[StrictInt, Field(ge=0)] = 3
 
     @model_validator(mode="after")

@@ -33,12 +33,30 @@ class ConfigTree:
 
     @classmethod
     def read(cls, source: str) -> ConfigTree:
-        """The settings of a YAML file or preset.
+        """The settings of a YAML file or preset, over those of the configs that its key `extends` names, in order.
 
         Raises:
-            ConfigError: unreadable.
+            ConfigError: unreadable, or extends itself.
         """
-        return cls(source, *_parse(_read(source), source))
+        return cls._extended(source, ())
+
+    @classmethod
+    def _extended(cls, source: str, children: tuple[str, ...]) -> ConfigTree:
+        if source in children:
+            raise ConfigError(f"`extends` must lead to other configs, but {source!r} extends itself.")
+        settings, places = _parse(_read(source), source)
+        extends = settings.pop("extends", [])
+        parents = [extends] if isinstance(extends, str) else extends
+        if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+            raise ConfigError(f"`extends` must name a config or a list of them, but is {extends!r}  [{source}]")
+        tree = cls(source, {})
+        for parent in parents:
+            inherited = cls._extended(parent, (*children, source))
+            tree = tree.merge(inherited.settings, source)
+            tree.places |= inherited.places
+        tree = tree.merge(settings, source)
+        tree.places |= places
+        return tree
 
     def set(self, override: str) -> None:
         """Apply one `dotted.key=value`, the value in YAML.
@@ -75,7 +93,8 @@ def load_config(source: str, overrides: Sequence[str] = (), *, kind: type[M] = R
     """The validated config.
 
     Args:
-        source: YAML file by path or fsspec URL, or the name of a preset (`preset_names`).
+        source: YAML file by path or fsspec URL, or the name of a preset (`preset_names`); its key `extends` may name
+            one or more of those, whose settings it is laid over.
         overrides: `dotted.key=value`, values in YAML.
         kind: `RunConfig`, `TeacherConfig` or `AblationConfig`.
 
@@ -88,8 +107,16 @@ def load_config(source: str, overrides: Sequence[str] = (), *, kind: type[M] = R
     return tree.validate(kind)
 
 
+_PARTS = "parts/"
+"""Folder of presets that others extend; no whole configs."""
+
+
 def preset_names() -> list[str]:
     """Names of the shipped configs; those in a folder are `folder/name`."""
+    return [name for name in _shipped() if not name.startswith(_PARTS)]
+
+
+def _shipped() -> list[str]:
 
     def walk(folder: Any, prefix: str) -> Iterator[str]:
         for entry in folder.iterdir():
@@ -135,7 +162,7 @@ def _without_credentials(value: str) -> str:
 
 
 def _read(source: str) -> str:
-    if source in preset_names():
+    if source in _shipped():
         return (resources.files("ddil_ray.presets") / f"{source}.yaml").read_text()
     import fsspec
 

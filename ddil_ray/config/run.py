@@ -12,18 +12,18 @@ from ddil_ray.config.groups import (
     Evaluation,
     Group,
     LabelRole,
-    Objective,
     Replay,
     Role,
     Shift,
     States,
-    Student,
     Sync,
     Teacher,
     Threshold,
     Tracking,
     Trainer,
 )
+from ddil_ray.config.objectives import Objective
+from ddil_ray.config.student import Student
 
 __all__ = ["RunConfig"]
 
@@ -54,9 +54,9 @@ class RunConfig(Group):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        guidance = self.teacher.guidance
+        low, high = self.teacher.w
         embedded = self.objective.type == "lcm" and self.objective.guidance_embedding
-        if isinstance(guidance, tuple) and guidance[0] != guidance[1] and not embedded:
+        if low != high and not embedded:
             raise ValueError(
                 "teacher.guidance must be one number unless the student is told it, but is a range; set one number, "
                 "or objective.type lcm with objective.guidance_embedding true"

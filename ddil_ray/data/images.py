@@ -24,11 +24,16 @@ class ImageData:
     name: str
     prompts: EmbeddingSource | None = None
     """Embeddings of the prompts that `labels` are ids of."""
-    latents: bool = False
-    """Whether `images` are latents."""
+    prepared_for: str | None = None
+    """Family of the models whose autoencoder and text encoders were used; None for pixels."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def latents(self) -> bool:
+        """Whether `images` are latents."""
+        return self.prepared_for is not None
 
     @property
     def labelled(self) -> bool:
@@ -52,7 +57,7 @@ class ImageData:
 
 
 def check_against_teacher(
-    data: ImageData, *, sample_shape: tuple[int, ...], num_classes: int | None, prompted: bool, latent: bool
+    data: ImageData, *, sample_shape: tuple[int, ...], num_classes: int | None, prompted: bool, prepared_for: str | None
 ) -> None:
     """Check that a teacher can be distilled on `data`.
 
@@ -61,24 +66,26 @@ def check_against_teacher(
         sample_shape: (C, H, W) of the teacher's samples.
         num_classes: that the teacher knows, None where it knows none.
         prompted: whether its conditions are prompts.
-        latent: whether its samples are latents.
+        prepared_for: its family where its samples are latents, else None.
 
     Raises:
         DataError: another shape, or conditions of another kind.
     """
-    if prompted != (data.prompts is not None) or (latent and not data.latents):
+    if prompted != (data.prompts is not None) or prepared_for != data.prepared_for:
+        what = f"prepared for a {prepared_for} teacher of {'prompts' if prompted else 'classes'}"
+        found = f"is for a {data.prepared_for} one" if data.prepared_for else "holds images alone"
         raise DataError(
-            f"`data.source` must be prepared for a teacher of {'prompts' if prompted else 'classes'} and "
-            f"{'latents' if latent else 'pixels'}, but {data.name} is not. "
-            + ("Run `ddil-ray prepare` on it with this teacher." if prompted or latent else "Use images.")
+            f"`data.source` must be {what if prepared_for else 'images, for a teacher of pixels'}, but {data.name} "
+            f"{found}. " + ("Run `ddil-ray prepare` on it with this teacher." if prepared_for else "Use images.")
         )
-    found = tuple(data.images.shape[1:])
-    if len(data.images) and found != tuple(sample_shape):
+    shape = tuple(data.images.shape[1:])
+    if len(data.images) and shape != tuple(sample_shape):
         raise DataError(
             f"`data.source` must hold images of the teacher's shape {tuple(sample_shape)} (channels, height, width), "
-            f"but {data.name} has {found} instead. "
+            f"but {data.name} has {shape} instead. "
             + (
-                "Choose another `data.bucket`, or prepare the images at the teacher's resolution."
+                f"Choose another `data.bucket`, prepare the images at the teacher's resolution, or set "
+                f"`teacher.sample_size={list(shape[1:])}` if it can make such images."
                 if data.latents
                 else f"Set `data.image_size={sample_shape[-1]}`, or use data the teacher was trained on."
             )

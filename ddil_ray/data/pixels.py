@@ -28,10 +28,16 @@ def open_picture(content: bytes, *, name: str) -> Image.Image:
                 deep = np.asarray(opened).astype(np.float64).clip(0, 65535)
                 return Image.fromarray((deep / 257).round().astype(np.uint8))
             return ImageOps.exif_transpose(opened).convert("L" if opened.mode in _GREY_MODES else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"`data.source` must hold readable images, but {name} is not one ({error}). Remove or replace it."
-        ) from None
+    except UnidentifiedImageError:
+        raise _unreadable(name, "of no known format") from None
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise _unreadable(name, str(error)) from None
+
+
+def _unreadable(name: str, problem: str) -> DataError:
+    return DataError(
+        f"`data.source` must hold readable images, but {name} is not one ({problem}). Remove or replace it."
+    )
 
 
 def picture_tensor(picture: Image.Image) -> Tensor:

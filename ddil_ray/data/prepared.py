@@ -6,6 +6,7 @@ latents/<bucket>/*.parquet      one row per image: `cond`, `latent`, `source` (t
                                 `original_height`, `original_width` of the image as it was, `crop_top`, `crop_left` in
                                 the resized image
 prompts/*.parquet               one row per distinct prompt, in the order of ids: `text` and its embeddings
+negative.parquet                the embeddings that stand for no negative prompt, one row
 skipped.jsonl                   rows of the source that were left out: `name` and `reason`
 ```
 
@@ -37,6 +38,7 @@ from ddil_ray.prompts import Embeddings
 
 __all__ = [
     "INDEX",
+    "NEGATIVE_FILE",
     "Index",
     "PreparedPrompts",
     "load_prepared",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 INDEX = "dataset.json"
+NEGATIVE_FILE = "negative.parquet"
 
 
 class Index(BaseModel):
@@ -135,6 +138,12 @@ class PreparedPrompts:
             found |= self._read(self.files[file][0], rows)
         return {name: torch.stack([found[place][name] for place in range(len(ids))]) for name in self.names}
 
+    def negative(self) -> Embeddings:
+        """Embeddings (1, ...) that stand for no negative prompt."""
+        fs, root = fsspec.core.url_to_fs(self.url)
+        table = _read(fs, f"{root}/{NEGATIVE_FILE}", list(self.names))
+        return {name: _tensors(table, name) for name in self.names}
+
     def texts(self) -> list[str]:
         """All prompts, in the order of ids."""
         fs, root = fsspec.core.url_to_fs(self.url)
@@ -172,13 +181,13 @@ def load_prepared(source: str, *, bucket: str | None) -> ImageData:
     if not index.buckets:
         assert prompts is not None
         empty = torch.zeros(0, index.latent_channels, 1, 1)
-        return ImageData(empty, torch.arange(len(prompts)), source, prompts=prompts, latents=True)
+        return ImageData(empty, torch.arange(len(prompts)), source, prompts=prompts, prepared_for=index.family)
     chosen = bucket or max(index.buckets, key=lambda name: index.buckets[name])
     if chosen not in index.buckets:
         have = ", ".join(f"{name} ({rows} images)" for name, rows in index.buckets.items())
         raise DataError(f"`data.bucket` must be one of {have}, but is {chosen!r} instead.")
     latents, cond = _read_latents(source, chosen)
-    return ImageData(latents, cond, f"{source} ({chosen})", prompts=prompts, latents=True)
+    return ImageData(latents, cond, f"{source} ({chosen})", prompts=prompts, prepared_for=index.family)
 
 
 def _read_latents(source: str, bucket: str) -> tuple[Tensor, Tensor]:

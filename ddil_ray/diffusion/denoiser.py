@@ -7,12 +7,12 @@ diffusers' `guidance_scale` g is w + 1 (`w_from_guidance_scale`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ddil_ray.diffusion.prediction import Prediction, to_x0
+from ddil_ray.diffusion.prediction import Prediction, from_x0, to_x0
 from ddil_ray.diffusion.schedule import NoiseSchedule, expand_to
 from ddil_ray.diffusion.threshold import Threshold
 
@@ -21,6 +21,7 @@ __all__ = [
     "Denoiser",
     "Guided",
     "NetworkDenoiser",
+    "Rescale",
     "Thresholded",
     "guidance_scale_from_w",
     "w_from_guidance_scale",
@@ -56,6 +57,30 @@ class NetworkDenoiser:
 
 
 @dataclass(frozen=True)
+class Rescale:
+    """Brings a guided estimate towards the spread of the conditional one, by the share `phi` in [0, 1].
+
+    As diffusers' pipelines do, it is the network's own prediction that is scaled: by
+    phi std(conditional) / std(guided) + 1 - phi, standard deviations per sample.
+
+    Source: Lin et al. 2023, arXiv:2305.08891, eq. 14 to 16.
+    """
+
+    phi: float
+    prediction: Prediction
+    schedule: NoiseSchedule
+
+    def __call__(self, guided: Tensor, conditional: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_0 (B, ...) from the x_0 estimates `guided` and `conditional` (B, ...) at `x_t`."""
+        x = x_t.double()
+        kind: Any = {"prediction": self.prediction, "schedule": self.schedule}
+        raw, aim = (from_x0(x_0.double(), x, t, **kind) for x_0 in (guided, conditional))
+        spread, aimed = (part.flatten(1).std(1) for part in (raw, aim))
+        scale = self.phi * aimed / spread + 1 - self.phi
+        return to_x0(raw * expand_to(scale, raw), x, t, **kind).to(x_t.dtype)
+
+
+@dataclass(frozen=True)
 class Guided:
     """Classifier-free guidance in x_0: D_cond + w (D_cond - D_uncond). One pass where every w is 0, else two in one.
 
@@ -64,6 +89,7 @@ class Guided:
 
     denoiser: Denoiser
     null_cond: int
+    rescale: Rescale | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor, w: Tensor) -> Tensor:
         """See `Denoiser`."""
@@ -71,7 +97,8 @@ class Guided:
             return self.denoiser(x_t, t, cond, w)
         both = torch.cat([cond, torch.full_like(cond, self.null_cond)])
         x_0, x_0_null = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.cat([w, w])).chunk(2)
-        return x_0 + expand_to(w, x_0).to(x_0.dtype) * (x_0 - x_0_null)
+        guided = x_0 + expand_to(w, x_0).to(x_0.dtype) * (x_0 - x_0_null)
+        return guided if self.rescale is None else self.rescale(guided, x_0, x_t, t)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,10 @@ class CosineVP:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Straight path alpha = 1 - sigma, with sigma = m t / (1 + (m - 1) t) for a shift m > 0.
+    """Straight path alpha = 1 - sigma, with sigma = m t / (1 - t + m t) for a shift m > 0.
+
+    Both coefficients are exact at the ends: t = 1 is noise alone, t = 0 the clean sample. t is the time before the
+    shift, so that a law uniform in t, and a grid n / N, are the shifted ones in sigma.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 and eq. 23 (shift).
     """
@@ -117,12 +120,13 @@ class RectifiedFlow:
 
     def alpha(self, t: Tensor) -> Tensor:
         """See `NoiseSchedule.alpha`."""
-        return 1 - self.sigma(t)
+        t = t.double()
+        return (1 - t) / (1 - t + self.shift * t)
 
     def sigma(self, t: Tensor) -> Tensor:
         """See `NoiseSchedule.sigma`."""
         t = t.double()
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        return self.shift * t / (1 - t + self.shift * t)
 
     def network_time(self, t: Tensor) -> Tensor:
         """1000 sigma, as diffusers' flow-matching schedulers pass it."""
@@ -191,7 +195,7 @@ def _zero_terminal_snr(betas: Tensor) -> Tensor:
     return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
-def _discrete_vp(config: Mapping[str, Any]) -> NoiseSchedule:
+def _discrete_vp(config: Mapping[str, Any], image_seq_len: int | None) -> NoiseSchedule:
     config = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", **config}
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
@@ -210,27 +214,43 @@ def _discrete_vp(config: Mapping[str, Any]) -> NoiseSchedule:
     return DiscreteVP(alphas_cumprod, final_alpha_cumprod=final)
 
 
-def _flow(config: Mapping[str, Any]) -> NoiseSchedule:
-    if config.get("use_dynamic_shifting", False):
+def _flow(config: Mapping[str, Any], image_seq_len: int | None) -> NoiseSchedule:
+    if not config.get("use_dynamic_shifting", False):
+        return RectifiedFlow(shift=float(config.get("shift", 1.0)))
+    if image_seq_len is None:
         raise ConfigError(
-            "`use_dynamic_shifting` of the teacher's scheduler must be false: a shift that depends on the image size "
-            "is not supported. Set a fixed `shift` in scheduler_config.json."
+            "`use_dynamic_shifting` of the teacher's scheduler must be false for a teacher that makes no tokens of its "
+            "samples: the shift depends on their number. Set a fixed `shift` in scheduler_config.json."
         )
-    return RectifiedFlow(shift=float(config.get("shift", 1.0)))
+    mu = _dynamic_mu(config, image_seq_len)
+    return RectifiedFlow(shift=mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu))
 
 
-_FROM_SCHEDULER_CLASS: dict[str, Callable[[Mapping[str, Any]], NoiseSchedule]] = {
+def _dynamic_mu(config: Mapping[str, Any], image_seq_len: int) -> float:
+    """Linear in the number of tokens, through two given points; the defaults are those of diffusers."""
+    settings = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15, **config}
+    base, most = settings["base_image_seq_len"], settings["max_image_seq_len"]
+    slope = (settings["max_shift"] - settings["base_shift"]) / (most - base)
+    return float(settings["base_shift"] + slope * (image_seq_len - base))
+
+
+_FROM_SCHEDULER_CLASS: dict[str, Callable[[Mapping[str, Any], int | None], NoiseSchedule]] = {
     "FlowMatchEulerDiscreteScheduler": _flow,
     "FlowMatchLCMScheduler": _flow,
 }
 
 
-def schedule_from_diffusers(config: Mapping[str, Any]) -> NoiseSchedule:
+def schedule_from_diffusers(config: Mapping[str, Any], image_seq_len: int | None = None) -> NoiseSchedule:
     """The schedule behind a diffusers scheduler config (the content of scheduler_config.json).
 
     Flow-matching classes give `RectifiedFlow`; every other class with betas gives `DiscreteVP`.
 
+    Args:
+        config: of the scheduler.
+        image_seq_len: tokens that the network makes of one sample. A dynamic shift (`use_dynamic_shifting`) is constant
+            for samples of one size: m = exp(mu), or mu where `time_shift_type` is linear.
+
     Raises:
-        ConfigError: the config's betas are of a kind not known here.
+        ConfigError: the config's betas are of a kind not known here, or a dynamic shift without `image_seq_len`.
     """
-    return _FROM_SCHEDULER_CLASS.get(config.get("_class_name", ""), _discrete_vp)(config)
+    return _FROM_SCHEDULER_CLASS.get(config.get("_class_name", ""), _discrete_vp)(config, image_seq_len)

@@ -34,6 +34,6 @@ def pictures_of(data: ImageData, codec: LatentCodec | None, sample_shape: tuple[
     if codec is None or not data.latents:
         return data
     if not len(data):
-        return replace(data, images=codec.decode(torch.zeros(1, *sample_shape))[:0], latents=False)
+        return replace(data, images=codec.decode(torch.zeros(1, *sample_shape))[:0], prepared_for=None)
     images = torch.cat([codec.decode(part).clamp(-1, 1) for part in data.images.split(_BATCH)])
-    return replace(data, images=images, latents=False)
+    return replace(data, images=images, prepared_for=None)

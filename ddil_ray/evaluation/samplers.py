@@ -45,12 +45,14 @@ class Sampler:
             part.network.to(device)
         return replace(self, device=device, codec=self.codec.to(device) if self.codec else None)
 
-    def __call__(self, noise: Tensor, cond: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
+    def __call__(
+        self, noise: Tensor, cond: Tensor, *, seed: int | torch.Generator = 0, batch_size: int = 256
+    ) -> Tensor:
         """(N, C, H, W) images in [-1, 1], on the CPU, from `noise` (N, ...) and conditions `cond` (N,).
 
-        The same for the same seed.
+        The same for the same seed; a generator goes on where it is, as in diffusers' pipelines.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         parts = zip(noise.split(batch_size), cond.split(batch_size), strict=True)
         return torch.cat([self._images(z, c, generator).cpu() for z, c in parts]).clamp(-1, 1)
 
@@ -89,20 +91,30 @@ def student_samplers(
 
 
 def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sampler:
-    """The sampler that a pipeline folder's own scheduler is: multistep consistency for LCMScheduler, else DDIM.
+    """The sampler that a pipeline folder's own scheduler is: multistep consistency for those of LCM, else DDIM.
+
+    FlowMatchLCMScheduler leaves the boundary condition out, whose c_skip is below 1e-5 wherever it samples. One that
+    this library did not write says nothing of its grid, which then is n / N.
 
     Raises:
         ConfigError: guidance that the model cannot have, or more steps than its grid.
     """
     config = model.scheduler_config
-    if w > 0 and model.null_cond is None:
+    if w > 0 and model.null_cond is None and not model.reads_guidance:
         raise ConfigError(f"`--guidance` must be 0 for a model without an unconditional class, but is {w:g} instead.")
-    if config.get("_class_name") != "LCMScheduler":
+    kind = config.get("_class_name")
+    if kind not in ("LCMScheduler", "FlowMatchLCMScheduler"):
         return teacher_sampler(model.expert(guided=True), model, steps, w=w)
-    grid = int(config["original_inference_steps"])
+    if w > 0 and not model.reads_guidance:
+        raise ConfigError(
+            f"`--guidance` must be 0 for this consistency student, which has its guidance in its weights, but is "
+            f"{w:g} instead."
+        )
+    grid = int(config.get("original_inference_steps", steps))
     if steps > grid:
         raise ConfigError(f"`--steps` must be at most {grid} for this consistency student, but is {steps} instead.")
-    consistent = BoundaryConditioned(
-        model.denoiser(), model.schedule, timestep_scaling=float(config.get("timestep_scaling", 10.0))
-    )
-    return Sampler(consistent, model.schedule, consistency_grid(grid, steps), "renoise", codec=model.codec)
+    denoiser: Denoiser = model.denoiser()
+    if kind == "LCMScheduler":
+        scaling = float(config.get("timestep_scaling", 10.0))
+        denoiser = BoundaryConditioned(denoiser, model.schedule, timestep_scaling=scaling)
+    return Sampler(denoiser, model.schedule, consistency_grid(grid, steps), "renoise", w, codec=model.codec)

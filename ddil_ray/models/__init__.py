@@ -5,7 +5,11 @@ To add a family: see `family`, and a row in `FAMILIES`.
 | family | module | reads pipelines (folders, URLs, hub ids) with |
 | --- | --- | --- |
 | unet | `unet` | UNet2DModel |
+| sdxl | `sdxl` | UNet2DConditionModel with CLIPTextModelWithProjection |
 | stable_diffusion | `stable_diffusion` | UNet2DConditionModel |
+| dit | `dit` | DiTTransformer2DModel, or Transformer2DModel as it was called |
+| sd3 | `sd3` | SD3Transformer2DModel |
+| flux | `flux` | FluxTransformer2DModel |
 | - | `module` | `module.path:factory` |
 """
 
@@ -21,14 +25,20 @@ from pathlib import Path
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.factory import is_factory
 from ddil_ray.models.family import Family
+from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
 
-__all__ = ["FAMILIES", "DiffusionModel", "Family", "find_pipeline", "load_model", "student_of"]
+__all__ = ["FAMILIES", "DiffusionModel", "Family", "Lora", "find_pipeline", "load_model", "local_folder", "student_of"]
 
 FAMILIES: dict[tuple[str, ...], str] = {
     ("UNet2DModel",): "ddil_ray.models.unet",
+    ("UNet2DConditionModel", "CLIPTextModelWithProjection"): "ddil_ray.models.sdxl",
     ("UNet2DConditionModel",): "ddil_ray.models.stable_diffusion",
+    ("DiTTransformer2DModel",): "ddil_ray.models.dit",
+    ("Transformer2DModel",): "ddil_ray.models.dit",
+    ("SD3Transformer2DModel",): "ddil_ray.models.sd3",
+    ("FluxTransformer2DModel",): "ddil_ray.models.flux",
 }
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""
@@ -56,28 +66,47 @@ def find_pipeline(spec: str) -> tuple[Family, Path]:
     Raises:
         ConfigError: see `load_model`.
     """
-    if spec.startswith("builtin:"):
-        folder = _find_builtin(spec.removeprefix("builtin:"))
-    elif "://" in spec:
-        folder = _fetch_url(spec)
-    else:
-        folder = Path(spec) if Path(spec).exists() else _fetch_hub(spec)
+    folder = local_folder(spec)
     return _family_of(folder), folder
 
 
-def student_of(teacher: DiffusionModel, *, guidance_embedding: bool = False) -> DiffusionModel:
-    """A trainable copy of `teacher`, optionally told the guidance it is to imitate.
+def local_folder(spec: str) -> Path:
+    """The folder of a pipeline that is named as in `load_model`, fetched where it is not on this machine.
 
     Raises:
-        ConfigError: the family has no guidance embedding.
+        ConfigError: nothing of that name.
     """
+    if spec.startswith("builtin:"):
+        return _find_builtin(spec.removeprefix("builtin:"))
+    if "://" in spec:
+        return _fetch_url(spec)
+    return Path(spec) if Path(spec).exists() else _fetch_hub(spec)
+
+
+def student_of(
+    teacher: DiffusionModel, *, guidance_embedding: bool = False, lora: Lora | None = None
+) -> DiffusionModel:
+    """A trainable copy of `teacher`, optionally told the guidance it is to imitate; with `lora`, adapters on `teacher`.
+
+    Raises:
+        ConfigError: the family has no guidance embedding, or the network does not take such adapters.
+    """
+    told = guidance_embedding and not teacher.reads_guidance
+    if lora is not None:
+        if told:
+            raise ConfigError(
+                "`student.lora` must be null for a student that is to be told guidance, but is set instead: there is "
+                "no guidance embedding among diffusers' adapters. Train the whole network, or set "
+                "`objective.guidance_embedding=false` and `teacher.guidance` to one number."
+            )
+        return adapted(teacher, lora)
     student = teacher.copy()
     student.network.train().requires_grad_(True)
-    if not guidance_embedding or student.reads_guidance:
+    if not told:
         return student
     if student.family is None:
         raise ConfigError(
-            "`objective.guidance_embedding` must be false for a teacher given as a factory: build the embedding into "
+            "`objective.guidance_embedding` must be false for a model given as a factory: build the embedding into "
             "the factory's network, which is passed w."
         )
     return student.family.with_guidance_embedding(student)

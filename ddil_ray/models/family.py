@@ -9,22 +9,32 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.errors import ConfigError
-from ddil_ray.models.latents import LatentCodec, load_codec
+from ddil_ray.models.latents import LatentCodec, load_codec, variant_of
 from ddil_ray.prompts import Embeddings
 
 if TYPE_CHECKING:
     from ddil_ray.models.model import DiffusionModel
 
-__all__ = ["Family", "TextEncoder", "checked_prediction", "load_component", "read_config"]
+__all__ = [
+    "Family",
+    "TextEncoder",
+    "absent_components",
+    "checked_prediction",
+    "load_component",
+    "read_config",
+    "unreadable",
+]
 
 
 class TextEncoder(ABC):
@@ -81,6 +91,14 @@ class Family(ABC):
             "have no place for it. Set `teacher.guidance` to one number."
         )
 
+    def resized(self, model: DiffusionModel, size: tuple[int, int]) -> DiffusionModel:
+        """`model` for samples (latents, where it has any) of another height and width.
+
+        Raises:
+            ConfigError: the family's network cannot make them.
+        """
+        return replace(model, sample_shape=(model.sample_shape[0], *size))
+
     def pipeline(self, model: DiffusionModel, scheduler: Any, *, w: float) -> Any:
         """The diffusers pipeline that samples `model` with `scheduler`; its other components are those of the teacher.
 
@@ -91,12 +109,24 @@ class Family(ABC):
         """
         from diffusers import DiffusionPipeline
 
+        assert model.folder is not None
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
-        return DiffusionPipeline.from_pretrained(model.folder, **parts)
+        absent, variant = absent_components(model.folder), variant_of(model.folder / self.component)
+        return DiffusionPipeline.from_pretrained(model.folder, variant=variant, **absent | parts)
 
-    def example(self, model: DiffusionModel, *, steps: int) -> str:
-        """Arguments of a call of the pipeline that samples a student, for the model card."""
-        return f'prompt="a photo", num_inference_steps={steps}, guidance_scale=1.0'
+    def example(self, model: DiffusionModel, *, times: Tensor) -> str:
+        """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card.
+
+        Args:
+            model: the student.
+            times: (N + 1,) from 1 to 0, at which it samples.
+        """
+        return f'prompt="a photo", num_inference_steps={len(times) - 1}'
+
+    def guidance_scale(self, model: DiffusionModel, w: float) -> float | None:
+        """`guidance_scale` that the pipeline of a student at guidance `w` must be called with: 1 where w is in the
+        weights already, None where it takes none."""
+        return guidance_scale_from_w(w) if model.reads_guidance else 1.0
 
     @abstractmethod
     def plain(self, network: nn.Module, w: float) -> nn.Module:
@@ -114,8 +144,14 @@ def read_config(folder: Path, component: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / component / name).read_text())
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return config
+
+
+def absent_components(folder: Path) -> dict[str, None]:
+    """The components that the pipeline in `folder` was saved without; diffusers wants to be told of them again."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
 
 
 def load_component(kind: Any, folder: Path, component: str) -> Any:
@@ -124,17 +160,18 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
     Raises:
         ConfigError: not readable.
     """
-    half = not any((folder / component).glob("*model.safetensors*")) and any((folder / component).glob("*.fp16.*"))
+    place = folder / component
     try:
         network = kind.from_pretrained(
-            folder / component, low_cpu_mem_usage=False, variant="fp16" if half else None, torch_dtype=torch.float32
+            place, low_cpu_mem_usage=False, variant=variant_of(place), torch_dtype=torch.float32
         )
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return network.eval()
 
 
-def _unreadable(folder: Path, error: Exception) -> ConfigError:
+def unreadable(folder: Path, error: Exception) -> ConfigError:
+    """What to raise where a component of the pipeline in `folder` cannot be read."""
     return ConfigError(
         f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {error}. "
         "Save the pipeline again with `save_pretrained`."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from ddil_ray.errors import ConfigError
 
-__all__ = ["LatentCodec", "load_codec", "vae_scale"]
+__all__ = ["LatentCodec", "load_codec", "vae_scale", "variant_of"]
+
+_WEIGHTS = re.compile(r"model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(safetensors|bin)$")
 
 
 class LatentCodec:
@@ -65,12 +68,22 @@ def load_codec(folder: Path) -> LatentCodec:
 
     try:
         config = json.loads((folder / "vae" / "config.json").read_text())
-        vae = getattr(diffusers, config["_class_name"]).from_pretrained(folder / "vae", low_cpu_mem_usage=False)
+        vae = getattr(diffusers, config["_class_name"]).from_pretrained(
+            folder / "vae", low_cpu_mem_usage=False, variant=variant_of(folder / "vae"), torch_dtype=torch.float32
+        )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"`teacher.model` must be a pipeline with a readable autoencoder, but {folder / 'vae'} failed: {error}."
         ) from error
     return LatentCodec(vae.eval())
+
+
+def variant_of(component: Path) -> str | None:
+    """The variant, such as fp16, of a component's weights where it has no plain ones."""
+    found = [match for path in component.glob("*model*") if (match := _WEIGHTS.search(path.name))]
+    if any(match["variant"] is None for match in found):
+        return None
+    return next((str(match["variant"]) for match in found), None)
 
 
 def vae_scale(folder: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ddil_ray.diffusion.denoiser import Denoiser, Guided, NetworkDenoiser, Thresholded
+from ddil_ray.diffusion.denoiser import Denoiser, Guided, NetworkDenoiser, Rescale, Thresholded
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
+from ddil_ray.errors import ConfigError
 from ddil_ray.models.latents import LatentCodec
 from ddil_ray.prompts import HeldEmbeddings, PromptBank, Prompts
+from ddil_ray.trained import copy_network
 
 if TYPE_CHECKING:
     from ddil_ray.models.family import Family
@@ -43,6 +44,8 @@ class DiffusionModel:
     """Whether conditions are prompt ids; the network then needs a bank, see `bind`."""
     reads_guidance: bool = False
     """Whether the network is told w, and guides itself in one pass."""
+    guidance_rescale: float = 0.0
+    """Share of `Rescale` where the model is guided."""
     bottleneck: str | None = None
     """Name of the network's submodule with its most condensed features (which a discriminator reads), if known."""
     family: Family | None = None
@@ -68,9 +71,22 @@ class DiffusionModel:
         """The same model around another network."""
         return replace(self, network=network)
 
+    def resized(self, size: tuple[int, int]) -> DiffusionModel:
+        """The same model for samples of another height and width.
+
+        Raises:
+            ConfigError: it cannot make them.
+        """
+        if self.family is None:
+            raise ConfigError(
+                "`teacher.sample_size` must be left out for a teacher given as a factory, but is "
+                f"{list(size)} instead. Let the factory choose."
+            )
+        return self.family.resized(self, size)
+
     def copy(self) -> DiffusionModel:
-        """The same model with weights of its own."""
-        return self.with_network(copy.deepcopy(self.network))
+        """The same model with trained weights of its own; what adapters sit on is shared."""
+        return self.with_network(copy_network(self.network))
 
     def bind(self, bank: PromptBank | None) -> None:
         """Let the network, and every later copy of it, find embeddings of prompt ids in `bank`."""
@@ -105,7 +121,10 @@ class DiffusionModel:
         """The network as a teacher: guided where the condition's w is not 0, then thresholded."""
         denoiser: Denoiser = self.denoiser(autocast=autocast)
         if guided and self.null_cond is not None and not self.reads_guidance:
-            denoiser = Guided(denoiser, self.null_cond)
+            phi = self.guidance_rescale
+            denoiser = Guided(
+                denoiser, self.null_cond, Rescale(phi, self.prediction, self.schedule) if phi > 0 else None
+            )
         if threshold is None or isinstance(threshold, NoThreshold):
             return denoiser
         return Thresholded(denoiser, threshold)

@@ -11,12 +11,20 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ddil_ray.diffusion.schedule import schedule_from_diffusers
+from ddil_ray.errors import ConfigError
+from ddil_ray.models.encoder import PipelineEncoder
 from ddil_ray.models.family import Family, TextEncoder, checked_prediction, load_component, read_config
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.network import FamilyNetwork, sinusoid
 from ddil_ray.prompts import NEGATIVE, Embeddings
 
-__all__ = ["FAMILY", "StableDiffusion", "StableDiffusionNetwork", "bottleneck_of", "told_guidance"]
+__all__ = [
+    "FAMILY",
+    "StableDiffusion",
+    "StableDiffusionNetwork",
+    "bottleneck_of",
+    "told_guidance",
+]
 
 _GUIDANCE_CHANNELS = 256
 """Of the guidance embedding of a new student: `time_cond_proj_dim` of the published LCM checkpoints."""
@@ -34,10 +42,15 @@ class StableDiffusionNetwork(FamilyNetwork):
             x_t,
             time,
             encoder_hidden_states=embeddings["prompt"],
+            added_cond_kwargs=self.added(embeddings, x_t),
             timestep_cond=self.guidance(w, x_t),
             return_dict=False,
         )[0]
         return prediction
+
+    def added(self, embeddings: Embeddings, x_t: Tensor) -> dict[str, Tensor] | None:
+        """What the UNet reads besides a prompt's embedded words, by its own names."""
+        return None
 
     def guidance(self, w: Tensor, x_t: Tensor) -> Tensor | None:
         """The embedding of `w`, where the network has a place for it."""
@@ -45,16 +58,14 @@ class StableDiffusionNetwork(FamilyNetwork):
         return None if channels is None else sinusoid(w, channels).to(x_t)
 
 
-class _ClipEncoder(TextEncoder):
-    def __init__(self, folder: Path, device: torch.device | str) -> None:
-        self._pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, unet=None, vae=None, safety_checker=None, feature_extractor=None, image_encoder=None
-        ).to(device)
+class _ClipEncoder(PipelineEncoder):
+    kind = StableDiffusionPipeline
+    without = ("unet", "vae", "safety_checker", "feature_extractor", "image_encoder")
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
-        device = self._pipeline.text_encoder.device
-        embedded, _ = self._pipeline.encode_prompt(list(prompts), device, 1, False)
+        """See `TextEncoder`."""
+        embedded, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return {"prompt": embedded.float().cpu()}
 
 
@@ -63,17 +74,22 @@ class StableDiffusion(Family):
 
     name = "stable_diffusion"
     component = "unet"
-    network: type[StableDiffusionNetwork] = StableDiffusionNetwork
+    encoder: type[PipelineEncoder] = _ClipEncoder
+
+    def network(self, unet: UNet2DConditionModel, folder: Path) -> StableDiffusionNetwork:
+        """`unet` of the pipeline in `folder`, wrapped."""
+        return StableDiffusionNetwork(unet)
 
     def load(self, folder: Path) -> DiffusionModel:
         """See `Family.load`."""
         scheduler = read_config(folder, "scheduler")
         unet = load_component(UNet2DConditionModel, folder, "unet")
+        _check_reads_noise_alone(unet, folder)
         schedule = schedule_from_diffusers(scheduler)
         size = unet.config.sample_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return DiffusionModel(
-            network=self.network(unet),
+            network=self.network(unet, folder),
             prediction=checked_prediction(scheduler, schedule),
             schedule=schedule,
             sample_shape=(unet.config.in_channels, height, width),
@@ -88,7 +104,7 @@ class StableDiffusion(Family):
 
     def text_encoder(self, folder: Path, device: torch.device | str = "cpu") -> TextEncoder:
         """See `Family.text_encoder`."""
-        return _ClipEncoder(folder, device)
+        return self.encoder(folder, device)
 
     def with_guidance_embedding(self, model: DiffusionModel) -> DiffusionModel:
         """See `Family.with_guidance_embedding`."""
@@ -119,6 +135,16 @@ def told_guidance(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def bottleneck_of(unet: UNet2DConditionModel) -> str:
     """The middle block, or the last one on the way down where there is none."""
     return "denoiser.mid_block" if unet.mid_block is not None else f"denoiser.down_blocks.{len(unet.down_blocks) - 1}"
+
+
+def _check_reads_noise_alone(unet: UNet2DConditionModel, folder: Path) -> None:
+    read, made = unet.config.in_channels, unet.config.out_channels
+    if read != made:
+        raise ConfigError(
+            f"`teacher.model` must be a text-to-image pipeline, whose UNet reads as many channels as it predicts, but "
+            f"that of {folder} reads {read} and predicts {made}, as those that fill in or edit images do. Use the "
+            "pipeline it was made from."
+        )
 
 
 FAMILY = StableDiffusion()

@@ -140,10 +140,13 @@ class PixelUNet(Family):
         """One that samples with DDIM and LCM schedulers alike, and takes `class_labels`."""
         return ConsistencyModelPipeline(unet=self.plain(model.network, w), scheduler=scheduler)
 
-    def example(self, model: DiffusionModel, *, steps: int) -> str:
+    def example(self, model: DiffusionModel, *, times: Tensor) -> str:
         """See `Family.example`."""
         labels = ", class_labels=[0] * 8" if model.num_conditions else ""
-        return f"batch_size=8, num_inference_steps={steps}{labels}"
+        return f"batch_size=8, num_inference_steps={len(times) - 1}{labels}"
+
+    def guidance_scale(self, model: DiffusionModel, w: float) -> None:
+        """See `Family.guidance_scale`."""
 
     def plain(self, network: nn.Module, w: float) -> nn.Module:
         """See `Family.plain`."""

@@ -27,6 +27,7 @@ from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
+from ddil_ray.trained import copy_network, load_trained_state, set_trainable, trained_state
 
 __all__ = [
     "DistributionMatching",
@@ -73,7 +74,8 @@ class DistributionMatching:
     """One phase; a student of `student_steps` renoising steps, a fake score, and with weight a discriminator.
 
     Every iteration trains the critic (fake score and head) on the student's detached samples; every `student_every`-th
-    one the student too. States at t = 1 are pure noise, whatever the schedule's terminal signal.
+    one the student too. States at t = 1 are pure noise, whatever the schedule's terminal signal. Times are
+    those before the shift of a flow schedule, which therefore moves the student's stages and the laws of t alike.
 
     Args:
         schedule: of teacher and student.
@@ -115,6 +117,8 @@ class DistributionMatching:
         self.most_steps: int | None = student_steps
         self.lcm_scheduler: dict[str, Any] | None = {"original_inference_steps": student_steps}
         self._bare: Critic | None = None
+        self._judge: Critic | None = None
+        """The critic as the student meets it: gradients pass through, to the student alone."""
         self._expert: Denoiser | None = None
         self._data: RealData | None = None
         self._iteration = 0
@@ -147,8 +151,8 @@ class DistributionMatching:
         self._expert, self._data = expert, data
 
     def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
-        """Start the fake score from the student, which is the teacher then."""
-        network = copy.deepcopy(student).requires_grad_(True)
+        """Start the fake score from the student, which knows what its teacher does then."""
+        network = set_trainable(copy_network(student))
         example = None
         if self.gan_layer is not None:
             assert self._data is not None
@@ -156,6 +160,7 @@ class DistributionMatching:
             x_t, cond = self._data.images[:1].to(device), self._data.cond[:1].to(device)
             example = (x_t, torch.zeros(1, device=device), cond, torch.zeros(1, device=device))
         self._bare = Critic(network, layer=self.gan_layer, example=example)
+        self._judge = _frozen_twin(self._bare)
         self.critic = parallel(self._bare)
         self._iteration = 0
 
@@ -193,10 +198,9 @@ class DistributionMatching:
         metrics = {"dmd/gradient": float(gradient.abs().mean()), "dmd/scores_apart": float((fake - real).abs().mean())}
         loss = per_row.mean()
         if self.gan_weight > 0:
-            self._bare.requires_grad_(False)  # the gradient passes through the critic, to the student alone
+            assert self._judge is not None
             x_t, t = self._renoised(x_0, generator)
-            logits = self._under_autocast(student, self._bare.logits, x_t, t, batch.cond)
-            self._bare.requires_grad_(True)
+            logits = self._under_autocast(student, self._judge.logits, x_t, t, batch.cond)
             adversarial = student_adversarial_loss(logits.double())
             metrics["gan/student_loss"] = float(adversarial.detach())
             loss = loss + self.gan_weight * adversarial
@@ -258,13 +262,23 @@ class DistributionMatching:
     def state_dict(self) -> dict[str, Any]:
         """The critic, and whose turn it is."""
         assert self._bare is not None
-        return {"critic": self._bare.state_dict(), "iteration": self._iteration}
+        return {"critic": trained_state(self._bare), "iteration": self._iteration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore critic and turn."""
         assert self._bare is not None
-        self._bare.load_state_dict(state["critic"])
+        load_trained_state(self._bare, state["critic"])
         self._iteration = state["iteration"]
+
+
+def _frozen_twin(critic: Critic) -> Critic:
+    """`critic` on the very same memory, of which nothing is trainable.
+
+    Freezing the critic itself for a pass would not do: with gradient checkpointing the way back runs it once more.
+    """
+    shared: dict[int, Any] = {id(b): b for b in critic.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in critic.parameters()}
+    return copy.deepcopy(critic, shared)
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:

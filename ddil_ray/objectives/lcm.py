@@ -6,7 +6,6 @@ step is the expert label and travels with the state; only the average target net
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
+from ddil_ray.trained import copy_network, load_trained_state, trained_parameters, trained_state
 
 __all__ = ["LCM_LOSSES", "LatentConsistency"]
 
@@ -116,7 +116,7 @@ class LatentConsistency:
 
     def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Start the target network from the student."""
-        self._target = copy.deepcopy(student).requires_grad_(False).eval()
+        self._target = copy_network(student).requires_grad_(False).eval()
 
     def loss(
         self, student: NetworkDenoiser, batch: StateBatch, phase: Phase, generator: torch.Generator | None = None
@@ -135,14 +135,14 @@ class LatentConsistency:
         """Move the target network towards the student."""
         assert self._target is not None
         with torch.no_grad():
-            self._average(list(self._target.parameters()), list(student.parameters()), 0)
+            self._average(trained_parameters(self._target), trained_parameters(student), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The target network."""
         assert self._target is not None
-        return {"target": self._target.state_dict()}
+        return {"target": trained_state(self._target)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the target network."""
         assert self._target is not None
-        self._target.load_state_dict(state["target"])
+        load_trained_state(self._target, state["target"])

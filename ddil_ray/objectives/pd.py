@@ -29,7 +29,8 @@ PD_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "v": lambda ratio: 1 + ratio,
     "x": torch.ones_like,
 }
-"""Weight of the squared x_0 error by SNR: max(SNR, 1), the error in v, and none. Source: section 4 of the paper."""
+"""Weight of the squared x_0 error by SNR: max(SNR, 1), the error in v, and none. Source: section 4 of the paper.
+For flow matching `v` is between a half of the error in its own v and all of it: 1 + SNR for (1 + rho)^2."""
 
 
 class ProgressiveDistillation:

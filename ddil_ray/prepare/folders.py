@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,9 +29,11 @@ class _ImageFiles(Reader):
 class MetadataFolder(_ImageFiles):
     """Images in folders with a metadata.jsonl each: lines with `file_name`, below it, and a caption or class id."""
 
-    def shards(self) -> list[Shard]:
+    format = f"folder with {METADATA}"
+
+    def shards(self, files: Sequence[Shard]) -> list[Shard]:
         """See `Reader.shards`."""
-        return [shard for shard in self.files(METADATA) if PurePosixPath(shard.path).name == METADATA]
+        return [file for file in files if PurePosixPath(file.path).name == METADATA]
 
     def entries(self, shard: Shard) -> Iterator[Entry]:
         """See `Reader.entries`."""
@@ -48,10 +50,12 @@ class MetadataFolder(_ImageFiles):
 class ClassFolders(_ImageFiles):
     """Images in a folder per class; class ids follow the alphabetical order of the folders' names."""
 
-    def shards(self) -> list[Shard]:
+    format = "folder per class"
+
+    def shards(self, files: Sequence[Shard]) -> list[Shard]:
         """See `Reader.shards`."""
         sizes: dict[str, int] = {}
-        for path, size, _ in self.files(*IMAGE_SUFFIXES):
+        for path, size, _ in self.ending(files, *IMAGE_SUFFIXES):
             name, below, _ = path.partition("/")
             if not below:
                 raise DataError(
@@ -71,13 +75,15 @@ class ClassFolders(_ImageFiles):
 class TextFiles(Reader):
     """Prompts without images: lines of .txt files, or of .jsonl files with a caption."""
 
-    def shards(self) -> list[Shard]:
+    format = "text"
+
+    def shards(self, files: Sequence[Shard]) -> list[Shard]:
         """See `Reader.shards`."""
-        return self.files(".txt", ".jsonl")
+        return self.ending(files, ".txt", ".jsonl")
 
     def entries(self, shard: Shard) -> Iterator[Entry]:
         """See `Reader.entries`."""
-        plain = not self.path(shard.path).lower().endswith(".jsonl")
+        plain = not self.title(shard).lower().endswith(".jsonl")
         lines = ((n, {"text": line}) for n, line in _lines(self, shard)) if plain else _json_lines(self, shard)
         for number, fields in lines:
             yield Entry(f"{self.title(shard)}:{number}", fields, number, 0)

@@ -69,7 +69,7 @@ def new_job(config: PrepareConfig) -> Job:
     """The job of `config`, with local paths made absolute.
 
     Raises:
-        ConfigError: the teacher has no latents, or a bucket does not fit its autoencoder.
+        ConfigError: the teacher has no latents, a bucket does not fit its autoencoder, or the output is in the source.
         DataError: see `open_source`.
     """
     family, folder = find_pipeline(config.teacher.model)
@@ -79,14 +79,19 @@ def new_job(config: PrepareConfig) -> Job:
             "images as they are."
         )
     config = _absolute(config)
+    if f"{config.output.rstrip('/')}/".startswith(f"{config.data.source.rstrip('/')}/"):
+        raise ConfigError(
+            f"`output` must lie outside `data.source`, whose files are all read, but is {config.output!r} inside "
+            f"{config.data.source!r}. Choose another `output`."
+        )
     vae, scale = read_config(folder, "vae"), vae_scale(folder)
-    reader = open_source(config.data, classes=not family.prompted)
+    reader, shards = open_source(config.data, classes=not family.prompted)
     return Job(
         config=config,
         family=family.name,
         prompted=family.prompted,
         reader=reader,
-        shards=tuple(reader.shards()),
+        shards=tuple(shards),
         buckets=_buckets(config, family, folder, scale),
         scale=scale,
         channels=int(vae["latent_channels"]),

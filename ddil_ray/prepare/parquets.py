@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,11 @@ class ParquetFiles(Reader):
     """A row's place is its row group. Groups of more than some thousand images cost time: each item reads through its
     group from the start."""
 
-    def shards(self) -> list[Shard]:
+    format = "parquet"
+
+    def shards(self, files: Sequence[Shard]) -> list[Shard]:
         """See `Reader.shards`."""
-        return self.files(".parquet")
+        return self.ending(files, ".parquet")
 
     def fields(self, shard: Shard) -> list[str]:
         """See `Reader.fields`."""

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -118,7 +118,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Reader(ABC):
-    """One format of sources. Small, and sent to every process."""
+    """One format of sources. Small, and sent to every process. Its files are shards at first, by path and size."""
+
+    format: ClassVar[str]
+    """As messages call it."""
 
     source: str
     condition: Condition
@@ -147,8 +150,8 @@ class Reader(ABC):
         return shard.path or self.root.rpartition("/")[2]
 
     @abstractmethod
-    def shards(self) -> list[Shard]:
-        """All shards, in an order that is always the same."""
+    def shards(self, files: Sequence[Shard]) -> list[Shard]:
+        """The shards of a source of `files`, in an order that is always the same."""
 
     @abstractmethod
     def entries(self, shard: Shard) -> Iterator[Entry]:
@@ -177,11 +180,6 @@ class Reader(ABC):
             else:
                 yield Row(name, condition, place, within)
 
-    def files(self, *suffixes: str) -> list[Shard]:
-        """The files below the source whose names end so; the source itself if it is such a file."""
-        found = sorted(self.fs.find(self.root, detail=True).items())
-        return [
-            Shard(path[len(self.root) + 1 :], int(info["size"] or 0))
-            for path, info in found
-            if path.lower().endswith(suffixes)
-        ]
+    def ending(self, files: Sequence[Shard], *suffixes: str) -> list[Shard]:
+        """Those of `files` whose names end so."""
+        return [file for file in files if self.title(file).lower().endswith(suffixes)]

@@ -25,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ddil_ray.data.prepared import INDEX, Index, read_index
-from ddil_ray.errors import ConfigError, DataError
+from ddil_ray.errors import ConfigError, DataError, first_line
 from ddil_ray.prepare.job import Job
 from ddil_ray.prepare.rows import Shard
 from ddil_ray.prepare.stages import ItemRequest, PromptRequest, ShardRequest
@@ -35,7 +35,7 @@ __all__ = ["Execute", "Summary", "begin", "fill", "summary"]
 
 T = TypeVar("T")
 
-SETTINGS, SKIPPED = "work/settings.json", "skipped.jsonl"
+SETTINGS, SKIPPED = "settings.json", "skipped.jsonl"
 _READERS = 16
 """Threads that read small files."""
 
@@ -75,19 +75,21 @@ def begin(job: Job) -> bool:
     """
     store = job.store
     try:
-        if not store.exists(SETTINGS):
-            if store.holds_others():
-                raise ConfigError(
-                    f"`output` must be empty or begun by `ddil-ray prepare`, but {store.url} holds other files. Choose "
-                    "another `output`."
-                )
+        begun = store.read_json(SETTINGS) if store.exists(SETTINGS) else None
+        foreign = begun is None and store.holds_others()
+        if begun is None and not foreign:
             store.write_json(SETTINGS, job.content)
-        begun = store.read_json(SETTINGS)
-    except OSError as error:
+    except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(
-            f"`output` must be a folder or URL that can be written, but {store.url!r} failed: {error}."
+            f"`output` must be a folder or URL that can be written, but {store.url!r} failed: {first_line(error)}."
         ) from error
-    _check_same(store.url, begun, json.loads(json.dumps(job.content)))
+    if foreign:
+        raise ConfigError(
+            f"`output` must be empty or begun by `ddil-ray prepare`, but {store.url} holds other files. Choose another "
+            "`output`."
+        )
+    if begun is not None:
+        _check_same(store.url, begun, json.loads(json.dumps(job.content)))
     return store.exists(INDEX)
 
 
@@ -126,8 +128,7 @@ class _Filling:
         self._job, self._execute, self._view, self._store = job, execute, view, job.store
 
     def run(self) -> Summary:
-        self._scan()
-        items, missing = self._items()
+        items, missing = self._items(self._scan())
         if not items:
             raise self._nothing(missing)
         conditions, texts = self._conditions(items)
@@ -142,42 +143,41 @@ class _Filling:
         self._finish(texts, buckets, skipped)
         return summary(self._job, speed)
 
-    def _scan(self) -> None:
-        """Look through the shards that have not been yet, or as many of the first as have `limit` rows."""
-        shards, rows = self._job.shards, {n: sum(part) for n, part in self._scanned_rows().items()}
-        requests = [ShardRequest(n, shard) for n, shard in enumerate(shards) if n not in rows]
-        progress = _Progress(self._view, "looking through", len(shards), len(rows))
+    def _scan(self) -> list[dict[str, Any]]:
+        """What was found in each shard, or in as many of the first as have `limit` rows."""
+        found = self._scans(sorted(int(stem) for stem in self._store.stems("work/scanned")))
+        rows = {n: sum(count for _, count in scan["items"]) for n, scan in found.items()}
+        requests = [ShardRequest(n, shard) for n, shard in enumerate(self._job.shards) if n not in found]
+        progress = _Progress(self._view, "looking through", len(self._job.shards), len(found))
         if requests and not self._enough(rows):
-            for number, found in self._execute("ScanStage", requests):
-                rows[number] = found
+            for number, count in self._execute("ScanStage", requests):
+                rows[number] = count
                 progress.add(1, "shards", f"{sum(rows.values())} rows")
                 if self._enough(rows):
                     break
+        found |= self._scans([n for n in rows if n not in found])
+        return [found[n] for n in _first(found)]
 
     def _enough(self, rows: dict[int, int]) -> bool:
         """Whether the first shards, those before the first that has not been looked through, have `limit` rows."""
         limit = self._job.config.limit
         return limit is not None and sum(rows[n] for n in _first(rows)) >= limit
 
-    def _scanned_rows(self) -> dict[int, list[int]]:
-        """Rows of each item, by number of its shard."""
-        numbers = sorted(int(stem) for stem in self._store.stems("work/scanned"))
-        return {n: [rows for _, rows in found["items"]] for n, found in zip(numbers, self._scans(numbers), strict=True)}
+    def _scans(self, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """The content of work/scanned/, by numbers of shards."""
+        names = [f"work/scanned/{n:05}.json" for n in numbers]
+        return dict(zip(numbers, _together(self._store.read_json, names), strict=True))
 
-    def _scans(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        return _together(self._store.read_json, [f"work/scanned/{n:05}.json" for n in numbers])
-
-    def _items(self) -> tuple[list[Item], list[list[str]]]:
+    def _items(self, scans: Sequence[dict[str, Any]]) -> tuple[list[Item], list[list[str]]]:
         """All items up to the limit, and the rows [name, reason] of their shards that have no condition."""
         items: list[Item] = []
         missing: list[list[str]] = []
         left = self._job.config.limit or math.inf
-        scanned = self._scans(_first(self._scanned_rows()))
-        for shard, found in zip(self._job.shards, scanned, strict=False):
+        for shard, scan in zip(self._job.shards, scans, strict=False):
             if left <= 0:
                 break
-            missing += found["missing"]
-            for name, rows in found["items"]:
+            missing += scan["missing"]
+            for name, rows in scan["items"]:
                 if left > 0:
                     items.append(Item(name, shard, int(min(rows, left))))
                     left -= rows

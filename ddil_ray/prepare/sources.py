@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import fsspec
+
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data.emoji import PARQUET
 from ddil_ray.data.folder import IMAGE_SUFFIXES
@@ -29,8 +31,8 @@ def located(source: str) -> str:
     return str(PARQUET) if source == "emoji" else source
 
 
-def open_source(data: PrepareData, *, classes: bool) -> Reader:
-    """The reader of `data.source`, with the condition's field picked from its first shard.
+def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard]]:
+    """The reader of `data.source`, with the condition's field picked from its first shard, and all shards.
 
     Args:
         data: the settings.
@@ -41,23 +43,29 @@ def open_source(data: PrepareData, *, classes: bool) -> Reader:
     """
     condition = Condition(classes, data.label_column if classes else data.caption_column)
     source = located(data.source).rstrip("/").removesuffix(f"/{METADATA}")
-    files = TextFiles(source, condition)  # of any format: to look at what there is
+    files = _list_files(source)
+    reader = _READERS[_detect(files, source, data.format)](source, condition, data.image_column)
+    shards = reader.shards(files)
+    if not shards:
+        raise DataError(f"`data.source` must hold files of format {data.format}, but {source!r} holds none.")
+    reader = replace(reader, images=_has_images(reader, shards[0], data))
+    _check_conditions(reader, source)
+    return replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0]))), shards
+
+
+def _list_files(source: str) -> list[Shard]:
+    """All files below `source`, by path below it; the source itself, if it is a file, with an empty path."""
     try:
-        names = [shard.path or files.root for shard in files.files("")]
+        fs, root = fsspec.core.url_to_fs(source)
+        found = sorted(fs.find(root, detail=True).items())
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(
-            f"`data.source` must be readable, but {data.source!r} failed: {first_line(error)}. Check the address and "
-            "its credentials."
+            f"`data.source` must be readable, but {source!r} failed: {first_line(error)}. Check the address and its "
+            "credentials."
         ) from None
-    if not names:
-        raise DataError(f"`data.source` must be a folder or file, but {data.source!r} does not exist or is empty.")
-    reader = _READERS[_detect(names, data)](source, condition, data.image_column)
-    shards = reader.shards()
-    if not shards:
-        raise DataError(f"`data.source` must hold files of format {data.format}, but {data.source!r} holds none.")
-    reader = replace(reader, images=_has_images(reader, shards[0], data))
-    _check_conditions(reader, data.source)
-    return replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0])))
+    if not found:
+        raise DataError(f"`data.source` must be a folder or file, but {source!r} does not exist or is empty.")
+    return [Shard(path[len(root.rstrip("/")) + 1 :], int(info["size"] or 0)) for path, info in found]
 
 
 def _has_images(reader: Reader, first: Shard, data: PrepareData) -> bool:
@@ -78,16 +86,17 @@ def _check_conditions(reader: Reader, source: str) -> None:
         )
 
 
-def _detect(names: list[str], data: PrepareData) -> str:
-    """The reader's name for a source of files `names`."""
+def _detect(files: list[Shard], source: str, wanted: str) -> str:
+    """The reader's name for a source of `files`."""
+    names = [(file.path or source).rpartition("/")[2].lower() for file in files]
 
     def some(*suffixes: str) -> bool:
-        return any(name.lower().endswith(suffixes) for name in names)
+        return any(name.endswith(suffixes) for name in names)
 
-    described = any(name.rpartition("/")[2] == METADATA for name in names)
-    folder = "metadata" if described else "classes"
-    if data.format != "auto":
-        return {"folder": folder, "text": "parquet" if some(".parquet") else "text"}.get(data.format, data.format)
+    described = METADATA in names
+    if wanted != "auto":
+        readers = {"folder": "metadata" if described else "classes", "text": "parquet" if some(".parquet") else "text"}
+        return readers.get(wanted, wanted)
     found = {
         "metadata": described,
         "parquet": some(".parquet"),
@@ -99,6 +108,6 @@ def _detect(names: list[str], data: PrepareData) -> str:
     if kind is None:
         raise DataError(
             f"`data.source` must hold a {METADATA}, Parquet files, tars, images in class folders, .txt or .jsonl "
-            f"files, but {data.source!r} holds {names[0].rpartition('/')[2]} and the like. Set `data.format`."
+            f"files, but {source!r} holds {names[0]} and the like. Set `data.format`."
         )
     return kind

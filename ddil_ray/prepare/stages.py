@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddil_ray.data.pixels import picture_tensor
-from ddil_ray.data.prepared import prompts_table, tensor_column
+from ddil_ray.data.prepared import NEGATIVE_FILE, prompts_table, tensor_column
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models import find_pipeline
 from ddil_ray.prepare.buckets import Bucket, cut_to, nearest
@@ -96,8 +96,11 @@ class PromptStage:
         self._job, self._encoder = job, family.text_encoder(folder, device)
 
     def __call__(self, request: PromptRequest) -> int:
-        """Write prompts/<number>.parquet."""
+        """Write prompts/<number>.parquet; before the first also what pipelines take for no negative prompt."""
         assert self._encoder is not None
+        if request.number == 0:
+            with self._job.store.new_parquet(NEGATIVE_FILE) as file:
+                file.write(prompts_table([""], self._encoder.negative(None)))
         with self._job.store.new_parquet(f"prompts/{request.number:05}.parquet") as file:
             for texts in _batches(request.texts, self._job.config.encode_prompts.batch_size):
                 embeddings = {name: part.to(self._job.dtype) for name, part in self._encoder(texts).items()}
@@ -136,10 +139,13 @@ class ImageStage:
         skipped: list[Missing] = []
         with ExitStack() as opened:
             for bucket, batch in self._by_bucket(request, rows, skipped):
+                table = self._encoded(batch, skipped)
+                if table is None:
+                    continue
                 if bucket not in files:
                     new = store.new_parquet(f"latents/{bucket.name}/{request.name}.parquet")
                     files[bucket] = opened.enter_context(new)
-                files[bucket].write(self._encoded(batch, skipped))
+                files[bucket].write(table)
         counts = {bucket.name: file.rows for bucket, file in files.items()}
         store.write_json(f"work/done/{request.name}.json", {"buckets": counts, "skipped": skipped})
         return len(rows), len(skipped)
@@ -184,12 +190,14 @@ class ImageStage:
         }
         return bucket, _Ready(picture_tensor(cut.picture), about)
 
-    def _encoded(self, batch: list[_Ready], skipped: list[Missing]) -> pa.Table:
-        """The rows of a batch, but for those whose latents are not finite."""
+    def _encoded(self, batch: list[_Ready], skipped: list[Missing]) -> pa.Table | None:
+        """The rows of a batch, but for those whose latents are not finite; None if there are no others."""
         latents = self._codec.encode(torch.stack([ready.pixels for ready in batch])).to(self._job.dtype).cpu()
         finite = latents.isfinite().flatten(1).all(1)
         reason = f"latents are not finite in {self._job.config.dtype}"
         skipped += [Missing(r.about["source"], reason) for r, good in zip(batch, finite, strict=True) if not good]
+        if not finite.any():
+            return None
         abouts = [ready.about for ready, good in zip(batch, finite, strict=True) if good]
         columns = {name: pa.array([about[name] for about in abouts], kind) for name, kind in _KINDS.items()}
         return pa.table({"latent": tensor_column(latents[finite]), **columns})

@@ -1,7 +1,7 @@
 """The output folder while it is filled: files there are whole, or not there.
 
 ```
-work/settings.json            what is prepared (`Job.content`); another preparation is refused here
+settings.json                 what is prepared (`Job.content`); another preparation is refused here
 work/scanned/<shard>.json     a shard of the source has been looked through: its items, and rows without a condition
 work/rows/<item>.parquet      an item: rows of the source, at most `rows_per_file`
 work/done/<item>.json         an item has been encoded: rows by bucket, and those that could not be

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,11 @@ __all__ = ["Tars"]
 class Tars(Reader):
     """The image of a row, and as fields the keys of its JSON, `txt` and `cls`."""
 
-    def shards(self) -> list[Shard]:
+    format = "webdataset"
+
+    def shards(self, files: Sequence[Shard]) -> list[Shard]:
         """See `Reader.shards`."""
-        return self.files(".tar")
+        return self.ending(files, ".tar")
 
     def entries(self, shard: Shard) -> Iterator[Entry]:
         """See `Reader.entries`."""

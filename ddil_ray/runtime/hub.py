@@ -139,6 +139,7 @@ class Hub:
         self._changed = asyncio.Condition()
         self._student: Any = None
         self._teacher: Any = None
+        self._stored_bytes = 0
 
     async def incarnation_of(self, stream: str) -> int:
         """Number of the worker group that `stream` is being built for."""
@@ -216,6 +217,7 @@ class Hub:
     async def _published(self) -> None:
         teacher = [self._teacher] if self._teacher is not None else None
         self._measured.published(Grant(self.state.phase, self.state.version, [self._student], teacher))
+        self.state.records.append({"step": self.state.version, "sync/bytes": self._stored_bytes})
         await self._notify()
 
     async def _adopt(self, boxed: list[Any]) -> Any:
@@ -223,6 +225,7 @@ class Hub:
         if not boxed:
             return None
         weights: FlatWeights = await boxed[0]
+        self._stored_bytes = sum(part.nbytes for part in weights.values())
         return ray.put(weights)
 
     async def _notify(self) -> None:

@@ -30,9 +30,11 @@ class Monitor(Stage):
     """Takes weights off the hub, measures them and pushes the figures, until training has ended."""
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context)
-        student = self._frozen_student()
-        self.meter = ShiftMeter(self.recipe, self.objective, student, images=self.images, conditions=self.conditions)
+        super().__init__(context, acts=True)
+        assert self.student is not None
+        self.meter = ShiftMeter(
+            self.recipe, self.objective, self.student, images=self.images, conditions=self.conditions
+        )
 
     def run(self) -> None:
         """Measure whatever is due."""

@@ -47,6 +47,8 @@ _KEPT_ON_RESUME = (
     "states",
     "objective",
     "teacher",
+    "student.model",
+    "student.lora",
     "data",
     "seed",
 )
@@ -345,6 +347,7 @@ def _results(
 ) -> RunResult:
     """Export, measure and report."""
     from ddil_ray.results import (
+        add_scores,
         classes_of,
         export_students,
         new_benchmark,
@@ -363,6 +366,7 @@ def _results(
         found = measure_on_ray(benchmark, samplers_of(recipe, made, rounds), recipe.config.evaluation)
         measured, classes = scores_of(found), classes_of(found)
         save_grids(found, grids)
+        add_scores(recipe, made, rounds, measured, about, folder.local)
     records = read_journal(folder.local / "metrics.jsonl")
     last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
     shift: dict[str, float] = next((r for r in reversed(records) if "rollout/nonfinite" in r), {})

@@ -6,10 +6,11 @@ step that the trainer resumed at, waits for admission, takes newer weights if th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import ray
 import torch
 
@@ -19,11 +20,12 @@ from ddil_ray.runtime.hub import Grant
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
 from ddil_ray.training.optimizer import PRECISIONS
-from ddil_ray.training.producer import USES_STUDENT, Expert, StateMaker
+from ddil_ray.training.placement import actor_networks
+from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, StateMaker
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.weights import FlatWeights
 
-__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "stream_blocks"]
+__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "shared_tensor", "stream_blocks"]
 
 
 def best_device() -> torch.device:
@@ -35,6 +37,13 @@ def bind_prompts(model: DiffusionModel, context: RunContext) -> None:
     """Give a model of prompts this process's bank of embeddings, before copies of it are made."""
     prompts = ray.get(context.prompts)
     model.bind(prompts.bank() if prompts is not None else None)
+
+
+def shared_tensor(reference: Any) -> torch.Tensor:
+    """An array of the object store as a tensor on its memory, which all processes of a node share: only to be read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(ray.get(reference))
 
 
 @dataclass(frozen=True)
@@ -70,26 +79,36 @@ def stream_blocks(recipe: Recipe, origin: Origin, *, phases: int, start_step: in
 
 
 class Stage:
-    """What states, labels and monitor share: the run's models, on this actor's device, kept at the newest weights."""
+    """What states, labels and monitor share: the run's models, on this actor's device, kept at the newest weights.
 
-    def __init__(self, context: RunContext) -> None:
+    Args:
+        context: the run.
+        acts: whether this actor needs a student, for its rollouts or to measure it.
+        asked: whether it asks the expert.
+    """
+
+    def __init__(self, context: RunContext, *, acts: bool, asked: bool = True) -> None:
         torch.set_num_threads(1)
         self.context, self.recipe, self.device = context, context.recipe, best_device()
         self.teacher = self.recipe.load_teacher()
-        self.teacher.network.to(self.device).requires_grad_(False)
         bind_prompts(self.teacher, context)
-        self.images = torch.from_numpy(np.array(ray.get(context.images)))
-        self.conditions = Conditions(torch.from_numpy(np.array(ray.get(context.labels))), self.recipe.guidance)
-        self.objective = self.recipe.objective(self.teacher, self.images)
-        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
-        threshold = self.recipe.teacher_threshold(self.images)
-        self.expert = Expert(self.teacher, self._frozen_student(), threshold, self.autocast)
-        self.known = (-1, -1)
-
-    def _frozen_student(self) -> DiffusionModel:
+        self.images = shared_tensor(context.images)
+        self.conditions = Conditions(shared_tensor(context.labels), self.recipe.guidance)
         student = self.recipe.student_of(self.teacher)
-        student.network.to(self.device).eval().requires_grad_(False)
-        return student
+        self.objective = self.recipe.objective(student, self.images)
+        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
+        self.expert, self.student = actor_networks(
+            self.teacher,
+            student,
+            config=self.recipe.config,
+            objective=self.objective,
+            threshold=self.recipe.teacher_threshold(self.images),
+            device=self.device,
+            acts=acts,
+            asked=asked,
+        )
+        self.teacher = self.expert.teacher
+        self.known = (-1, -1)
 
     def _admitted(self, phase: int, min_version: int, maker: StateMaker | None) -> None:
         grant = ray.get(self.context.hub.admit.remote(phase, min_version, self.known))
@@ -113,14 +132,15 @@ class StateStage(Stage):
     """Makes the states of one source, and their labels unless a pool of its own does that."""
 
     def __init__(self, context: RunContext, origin: int, incarnation: int) -> None:
-        super().__init__(context)
         self.origin = Origin(origin)
+        fused = context.recipe.config.labels.placement == "fused"
+        super().__init__(context, acts=self.origin in USES_STUDENT, asked=fused or self.origin in USES_TEACHER)
         self.maker = StateMaker(
             self.objective,
             self.teacher,
             self.conditions,
             images=self.images,
-            student=self._frozen_student() if self.origin in USES_STUDENT else None,
+            student=self.student,
             expert=self.expert,
             mixing=self.recipe.mixing,
             autocast=self.autocast,
@@ -148,6 +168,9 @@ class StateStage(Stage):
 
 class LabelStage(Stage):
     """Labels states that other actors made."""
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, acts=False)
 
     def __call__(self, batch: Columns) -> Columns:
         """The same rows with labels."""

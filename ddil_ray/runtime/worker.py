@@ -18,12 +18,13 @@ from ray.train.torch import prepare_model
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.runtime.context import RunContext
-from ddil_ray.runtime.stages import best_device, bind_prompts
+from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor
 from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
-from ddil_ray.training.weights import flatten_weights
+from ddil_ray.training.placement import teaching, trained
+from ddil_ray.training.weights import flatten_weights, load_trained_state
 
 __all__ = ["load_rank_state", "train_worker"]
 
@@ -39,12 +40,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     torch.manual_seed(recipe.config.seed)
     teacher = recipe.load_teacher()
     bind_prompts(teacher, context)
-    student = recipe.student_of(teacher)
-    student.network.to(best_device())
-    images, labels = (torch.from_numpy(np.array(ray.get(part))) for part in (context.images, context.labels))
-    objective = recipe.objective(teacher, images)
+    student = trained(recipe.student_of(teacher), recipe.config, best_device())
+    images, labels = (shared_tensor(part) for part in (context.images, context.labels))
+    objective = recipe.objective(student, images)
     if objective.asks_in_trainer:
-        teacher.network.to(best_device())
+        teacher = teaching(teacher, recipe.config, best_device())
     recipe.equip(objective, teacher, images, labels)
     del teacher, images, labels  # where labels come with the states, the trainer holds neither teacher nor data
     learner = Learner(student, objective, recipe.optimizer_settings(), parallel=_data_parallel)
@@ -184,5 +184,5 @@ def _phase_teacher(learner: Learner) -> Any:
     """Weights of the finished round before this one, which teach it."""
     network = learner.student.copy().network
     before = learner.objective.phases[learner.phase.index - 1].student_steps
-    network.load_state_dict(learner.rounds[before])
+    load_trained_state(network, learner.rounds[before])
     return flatten_weights(network)

@@ -37,11 +37,11 @@ def captioned_images(data: PrepareData, *, size: int) -> CaptionedImages:
     Raises:
         DataError: not readable, or prompts alone.
     """
-    reader = open_source(data, classes=False)
+    reader, shards = open_source(data, classes=False)
     if not reader.images:
         raise DataError(f"`data.source` must hold images, but {data.source} holds prompts alone. Add their images.")
     images, captions = [], []
-    for shard in reader.shards():
+    for shard in shards:
         rows = [row for row in reader.scan(shard) if isinstance(row, Row)]
         for row, content in zip(rows, reader.contents(shard, rows), strict=True):
             picture = read_picture(content(), name=row.name, column=data.image_column)

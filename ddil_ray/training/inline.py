@@ -21,6 +21,7 @@ from ddil_ray.training.cadence import Cadence
 from ddil_ray.training.learner import Learner, round_models
 from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.optimizer import PRECISIONS
+from ddil_ray.training.placement import actor_networks, frozen, trained
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Ingredients, Recipe
 from ddil_ray.training.weights import FlatWeights, flatten_weights
@@ -123,22 +124,19 @@ def distill_inline(
         teacher: in place of the config's.
         data: in place of the config's.
         student: where training starts, in place of a copy of the teacher; of the same kind.
-        device: of all networks while they are trained; the students come back on the CPU.
+        device: of all networks while they are trained; teacher and student given stay where and as they are.
     """
     made = recipe.ingredients(teacher=teacher, data=data)
     teacher, data, objective = made.teacher, made.data, made.objective
-    if torch.device(device).type != "cpu":
-        teacher = teacher.copy()
-        teacher.network.to(device)
     student = student or recipe.student_of(teacher)
-    student.network.to(device)
-    maker = _maker(recipe, made, teacher, student, device)
+    maker = _maker(recipe, made, student, device)
     assert maker.expert is not None
+    learning = trained(student.copy(), recipe.config, device)
     hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher)
     if recipe.config.shift.enabled:
-        hooks.monitor = _monitor(recipe, made, student, hooks.records)
-    recipe.equip(objective, teacher, data.images, data.labels)
-    learner = Learner(student, objective, recipe.optimizer_settings())
+        hooks.monitor = _monitor(recipe, made, frozen(student.copy(), recipe.config, device), hooks.records)
+    recipe.equip(objective, maker.expert.teacher, data.images, data.labels)
+    learner = Learner(learning, objective, recipe.optimizer_settings())
     seconds = {"rollout": 0.0, "label": 0.0, "measure": 0.0}
     blocks = {o: _blocks(recipe, o, made.plans, maker, seconds) for o in recipe.priors.origins}
     loop = TrainingLoop(
@@ -154,28 +152,30 @@ def distill_inline(
         hooks.monitor.ended()
         seconds["measure"] = hooks.monitor.seconds
     seconds["train"] = time.perf_counter() - started - sum(seconds.values())
-    student.network.cpu()
     return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
 
 
-def _maker(
-    recipe: Recipe, made: Ingredients, teacher: DiffusionModel, student: DiffusionModel, device: torch.device | str
-) -> StateMaker:
+def _maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: torch.device | str) -> StateMaker:
     """Makes the states of every source, and holds the expert that labels them."""
-    autocast = PRECISIONS[recipe.config.trainer.precision]
-    expert = Expert(teacher, student.copy(), made.threshold, autocast)
-    rolled_out = student.copy()
-    for frozen in (expert.student, rolled_out, teacher):
-        frozen.network.eval().requires_grad_(False)
+    config = recipe.config
+    expert, acting = actor_networks(
+        made.teacher.copy(),
+        student.copy(),
+        config=config,
+        objective=made.objective,
+        threshold=made.threshold,
+        device=device,
+        acts=True,
+    )
     return StateMaker(
         made.objective,
-        teacher,
+        made.teacher,
         recipe.conditions(made.data),
         images=made.data.images,
-        student=rolled_out,
+        student=acting,
         expert=expert,
         mixing=recipe.mixing,
-        autocast=autocast,
+        autocast=PRECISIONS[config.trainer.precision],
         device=device,
     )
 
@@ -184,7 +184,7 @@ def _monitor(recipe: Recipe, made: Ingredients, student: DiffusionModel, records
     from ddil_ray.training.shift import ShiftMeter  # seconds to import, which a run without it does not pay
 
     conditions = recipe.conditions(made.data)
-    meter = ShiftMeter(recipe, made.objective, student.copy(), images=made.data.images, conditions=conditions)
+    meter = ShiftMeter(recipe, made.objective, student, images=made.data.images, conditions=conditions)
     return _Monitor(meter, Cadence(recipe.config.shift.every), records)
 
 

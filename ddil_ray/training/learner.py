@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.models.model import DiffusionModel
@@ -16,6 +15,7 @@ from ddil_ray.objectives.objective import LossOutput, Objective, Parallel
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Phase
 from ddil_ray.training.optimizer import PRECISIONS, NetworkOptimizer, OptimizerSettings
+from ddil_ray.training.weights import WeightAverage, load_trained_state, trained_state
 
 __all__ = ["Learner", "round_models"]
 
@@ -51,22 +51,19 @@ class Learner:
         self.phase = phase
         if phase.index > 0:
             # A round's result is its averaged student; it is what the next round starts from and is taught by.
-            self.student.network.load_state_dict(self.ema.module.state_dict())
+            load_trained_state(self.student.network, self.ema.weights())
         self._restart()
 
     def finish(self) -> None:
         """Keep the averaged weights as the result of this phase, by its number of student steps."""
-        weights = self.ema.module.state_dict()
-        self.rounds[self.phase.student_steps] = {k: v.detach().cpu().clone() for k, v in weights.items()}
+        weights = self.ema.weights()
+        self.rounds[self.phase.student_steps] = {k: v.cpu().clone() for k, v in weights.items()}
 
     def _restart(self) -> None:
         settings = self.settings
         self.objective.start(self.student.network, self.phase, self._parallel)
-        self.ema = AveragedModel(
-            self.student.network,
-            multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay),
-            use_buffers=True,
-        )
+        device = "cpu" if settings.ema_offload else None
+        self.ema = WeightAverage(self.student.network, decay=settings.ema_decay, device=device)
         self.optimizers = {"student": NetworkOptimizer(self.student.network.parameters(), settings)}
         critic = self.objective.critic
         if critic is not None:
@@ -126,7 +123,7 @@ class Learner:
         """Everything an exact continuation needs."""
         return {
             "phase": self.phase.index,
-            "student": self.student.network.state_dict(),
+            "student": trained_state(self.student.network),
             "ema": self.ema.state_dict(),
             "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
             "objective": self.objective.state_dict(),
@@ -136,7 +133,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.phase = self.objective.phases[state["phase"]]
-        self.student.network.load_state_dict(state["student"])
+        load_trained_state(self.student.network, state["student"])
         self._restart()
         self.ema.load_state_dict(state["ema"])
         for role, optimizer in self.optimizers.items():
@@ -150,7 +147,7 @@ def round_models(student: DiffusionModel, rounds: Mapping[int, dict[str, torch.T
     models = {}
     for steps, weights in rounds.items():
         models[steps] = student.copy()
-        models[steps].network.load_state_dict(weights)
+        load_trained_state(models[steps].network, weights)
         models[steps].network.eval().requires_grad_(False)
     return models
 

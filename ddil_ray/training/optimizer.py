@@ -1,7 +1,11 @@
-"""How the parameters of one network are moved: AdamW with warm-up, decay, gradient clipping and loss scaling."""
+"""How the parameters of one network are moved: AdamW with warm-up, decay, gradient clipping and loss scaling.
+
+To add an optimizer: a function in `OPTIMIZERS`, and its name in `trainer.optimizer`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["DECAYS", "PRECISIONS", "NetworkOptimizer", "OptimizerSettings"]
+from ddil_ray.errors import ConfigError
+
+__all__ = [
+    "DECAYS",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "NetworkOptimizer",
+    "OptimizerSettings",
+    "check_optimizer",
+    "reserve_moments",
+]
 
 PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -28,11 +42,45 @@ DECAYS: dict[str, Callable[[float], float]] = {
 """Learning-rate factor by progress through a phase, in [0, 1]."""
 
 
+def _adamw_8bit(parameters: list[torch.nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    """Moments in 8 bits by blocks of 256, float32 where a parameter has fewer than 4096 entries.
+
+    Source: Dettmers et al. 2022, arXiv:2110.02861.
+    """
+    check_optimizer("adamw_8bit")
+    from bitsandbytes.optim import AdamW8bit
+
+    adam: torch.optim.Optimizer = AdamW8bit(parameters, **settings)
+    return adam
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adamw_8bit": _adamw_8bit,
+}
+"""Builders by name, called with parameters, lr, betas and weight_decay."""
+
+
+def check_optimizer(name: str) -> None:
+    """Check that what an optimizer needs is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "`trainer.optimizer` must be adamw where bitsandbytes is not installed, but is 'adamw_8bit' instead. "
+            "Install it with `pip install 'ddil-ray[bitsandbytes]'` on every node that trains."
+        )
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """How a network is optimised; restarted at every phase."""
 
     steps: int
+    name: str = "adamw"
+    """A key of `OPTIMIZERS`."""
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -40,6 +88,8 @@ class OptimizerSettings:
     decay: str = "constant"
     clip_norm: float = 1.0
     ema_decay: float = 0.99
+    ema_offload: bool = False
+    """Keep the averaged weights in the CPU's memory."""
     accumulate: int = 1
     precision: str = "fp32"
 
@@ -55,7 +105,7 @@ class NetworkOptimizer:
     def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.clip_norm = settings.clip_norm
-        self.adam = torch.optim.AdamW(
+        self.adam = OPTIMIZERS[settings.name](
             self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.schedule = LambdaLR(self.adam, settings.factor)
@@ -94,3 +144,28 @@ class NetworkOptimizer:
         """Restore what `state_dict` gave."""
         for name in ("adam", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def reserve_moments(optimizer: NetworkOptimizer) -> None:
+    """Make the state that `optimizer` has after its first step; for estimates of memory, on tensors without any.
+
+    What computes in 8 bits takes no such tensors: a stand-in moves parameters in place, beside moments of that size.
+    """
+    if isinstance(optimizer.adam, torch.optim.AdamW):
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.adam.step()
+        optimizer.zero_grad()
+        return
+    optimizer.adam = torch.optim.SGD(optimizer.parameters, lr=0.0)
+    for parameter in optimizer.parameters:
+        optimizer.adam.state[parameter] = _moments_in_8_bits(parameter)
+
+
+def _moments_in_8_bits(parameter: Tensor) -> dict[str, Tensor]:
+    """As bitsandbytes keeps them: one byte per entry and a float32 maximum per block, float32 where there are few."""
+    if parameter.numel() < 4096:
+        return {f"state{i}": torch.zeros_like(parameter, dtype=torch.float32) for i in (1, 2)}
+    blocks = -(-parameter.numel() // 256)
+    moments = {f"state{i}": torch.zeros_like(parameter, dtype=torch.uint8) for i in (1, 2)}
+    return moments | {f"absmax{i}": torch.zeros(blocks) for i in (1, 2)}

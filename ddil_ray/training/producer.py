@@ -15,10 +15,12 @@ from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
 from ddil_ray.training.weights import FlatWeights, load_weights
 
-__all__ = ["USES_STUDENT", "Expert", "StateMaker"]
+__all__ = ["USES_STUDENT", "USES_TEACHER", "Expert", "StateMaker"]
 
 USES_STUDENT = frozenset({Origin.STUDENT, Origin.MIXED})
 """Origins whose states depend on student weights."""
+USES_TEACHER = frozenset({Origin.TEACHER, Origin.MIXED})
+"""Origins whose states are made with the teacher."""
 
 
 @dataclass
@@ -26,18 +28,22 @@ class Expert:
     """The teacher of the current phase: the given one, then each round's student."""
 
     teacher: DiffusionModel
-    student: DiffusionModel
-    """Architecture of later teachers; its weights are replaced."""
+    student: DiffusionModel | None
+    """Architecture of later teachers, whose weights are replaced; None where the given one teaches to the end."""
     threshold: Threshold
     autocast: torch.dtype | None = None
     phase: int = 0
 
     def enter(self, phase: int, weights: FlatWeights | None) -> None:
         """Become the teacher of `phase`; `weights` are the last round's student, or None for the given teacher."""
-        self.phase = phase
         if weights is not None:
+            assert self.student is not None
             load_weights(self.student.network, weights)
-        self._promoted = weights is not None  # a restart may go back to the given teacher
+        self.begin(phase, promoted=weights is not None)  # a restart may go back to the given teacher
+
+    def begin(self, phase: int, *, promoted: bool) -> None:
+        """Teach `phase` with the weights at hand: those of the last round's student where it is `promoted`."""
+        self.phase, self._promoted = phase, promoted
 
     _promoted: bool = field(default=False, init=False)
 
@@ -45,6 +51,7 @@ class Expert:
     def denoiser(self) -> Denoiser:
         """Guided only while it is the given teacher: a student has learnt its guidance."""
         model = self.student if self._promoted else self.teacher
+        assert model is not None
         return model.expert(guided=not self._promoted, threshold=self.threshold, autocast=self.autocast)
 
     @torch.no_grad()

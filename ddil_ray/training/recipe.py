@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.data import ImageData, check_against_teacher, check_fills_batch, load_images
+from ddil_ray.data.prepared import PreparedPrompts
 from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
-from ddil_ray.errors import ConfigError, DataError
-from ddil_ray.models import DiffusionModel, load_model, student_of
+from ddil_ray.errors import ConfigError
+from ddil_ray.models import DiffusionModel, Lora, load_model, student_of
+from ddil_ray.models.match import load_student
 from ddil_ray.objectives import OBJECTIVES, Objective, RealData
 from ddil_ray.prompts import Prompts
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
+from ddil_ray.training.checks import check_embeddings, check_exported_grid, check_imageless, discriminated_layer
 from ddil_ray.training.loop import LoopSettings
 from ddil_ray.training.optimizer import PRECISIONS, OptimizerSettings
+from ddil_ray.training.placement import check_placement
 from ddil_ray.training.producer import USES_STUDENT
 
 __all__ = ["ROLE_OF_ORIGIN", "Ingredients", "Recipe"]
@@ -66,14 +68,13 @@ class Recipe:
     @property
     def guidance(self) -> tuple[float, float]:
         """Range of w; equal ends where it is fixed."""
-        w = self.config.teacher.guidance
-        return (w, w) if isinstance(w, (int, float)) else (w[0], w[1])
+        return self.config.teacher.w
 
     @property
     def student_guidance(self) -> float:
         """The w that the exported student has, and that it is evaluated at."""
         chosen = self.config.student.guidance
-        return sum(self.guidance) / 2 if chosen is None else chosen
+        return sum(self.guidance) / 2 if chosen is None else self.config.teacher.as_w(chosen)
 
     @cached_property
     def priors(self) -> SourcePriors:
@@ -88,11 +89,11 @@ class Recipe:
         segment = None if states.mixed_segment == "trajectory" else states.mixed_segment
         return Mixing(_prior(states.mixed_teacher_probability), segment, states.mixed_takeover)
 
-    def objective(self, teacher: DiffusionModel, images: Tensor) -> Objective:
-        """The method, for `teacher`; `images` calibrate a threshold that is per channel.
+    def objective(self, student: DiffusionModel, images: Tensor) -> Objective:
+        """The method, for `student`; `images` calibrate a threshold that is per channel.
 
         Raises:
-            ConfigError: a discriminator that is to read what is no layer of the teacher's network, or a grid of times
+            ConfigError: a discriminator that is to read what is no layer of the student's network, or a grid of times
                 that diffusers' scheduler would not sample the student at.
         """
         config = self.config.objective
@@ -100,9 +101,9 @@ class Recipe:
         if config.type != "pd" and self.config.states.teacher_substeps is not None:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
         if config.type == "dmd2" and config.gan_weight > 0:
-            settings["gan_layer"] = _discriminated_layer(teacher, config.gan_layer)
-        objective = OBJECTIVES[config.type](teacher.schedule, threshold=self.target_threshold(images), **settings)
-        _check_exported_grid(config.type, objective, teacher)
+            settings["gan_layer"] = discriminated_layer(student, config.gan_layer)
+        objective = OBJECTIVES[config.type](student.schedule, threshold=self.target_threshold(images), **settings)
+        check_exported_grid(config.type, objective, student)
         return objective
 
     def role_of(self, origin: Origin) -> Role:
@@ -159,6 +160,7 @@ class Recipe:
         t = self.config.trainer
         return OptimizerSettings(
             steps=t.steps,
+            name=t.optimizer,
             lr=t.lr,
             betas=(t.betas[0], t.betas[1]),
             weight_decay=t.weight_decay,
@@ -166,6 +168,7 @@ class Recipe:
             decay=t.decay,
             clip_norm=t.clip_norm,
             ema_decay=t.ema_decay,
+            ema_offload=t.ema_offload,
             accumulate=t.accumulate,
             precision=t.precision,
         )
@@ -198,11 +201,11 @@ class Recipe:
             ConfigError, DataError: see the methods below.
         """
         teacher = teacher or self.load_teacher()
+        check_placement(teacher, self.config)
         data = self.load_data(teacher) if data is None else data
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
-        objective = self.objective(teacher, data.images)
-        self.student_of(teacher)
+        objective = self.objective(self.student_of(teacher), data.images)
         plans = self.plans(len(objective.phases))
         threshold = self.teacher_threshold(data.images)
         return Ingredients(teacher, data, objective, plans, threshold, self.max_staleness(plans), prompts)
@@ -211,20 +214,30 @@ class Recipe:
         """The teacher, on the CPU.
 
         Raises:
-            ConfigError: it cannot be loaded, or cannot be guided as asked.
+            ConfigError: it cannot be loaded, or cannot be guided or have samples as asked.
         """
         teacher = load_model(self.config.teacher.model, weights=self.config.teacher.weights)
+        if self.config.teacher.sample_size is not None:
+            teacher = teacher.resized(self.config.teacher.sample_size)
         if max(self.guidance) > 0 and teacher.null_cond is None and not teacher.reads_guidance:
             raise ConfigError(
-                f"`teacher.guidance` must be 0 for a teacher without an unconditional class, but is "
-                f"{self.config.teacher.guidance} instead. Set `teacher.guidance=0`."
+                f"`teacher.guidance` must be left out for a teacher without an unconditional class, but is "
+                f"{self.config.teacher.guidance} instead. Set `teacher.guidance=null`."
             )
+        teacher.guidance_rescale = self.config.teacher.guidance_rescale
         return teacher
 
     def student_of(self, teacher: DiffusionModel) -> DiffusionModel:
-        """A new student of `teacher`."""
+        """A new student of `teacher`.
+
+        Raises:
+            ConfigError: `student.model` cannot be loaded or is no match for `teacher`; see also `models.student_of`.
+        """
+        config = self.config.student
         embedded = bool(getattr(self.config.objective, "guidance_embedding", False))
-        return student_of(teacher, guidance_embedding=embedded)
+        base = teacher if config.model is None else load_student(config.model, teacher)
+        lora = None if config.lora is None else Lora(**config.lora.model_dump())
+        return student_of(base, guidance_embedding=embedded, lora=lora)
 
     def load_data(self, teacher: DiffusionModel) -> ImageData:
         """The training images, checked against the teacher.
@@ -239,29 +252,13 @@ class Recipe:
             sample_shape=teacher.sample_shape,
             num_classes=None if teacher.prompted else teacher.null_cond if guided else teacher.num_conditions,
             prompted=teacher.prompted,
-            latent=teacher.latent,
+            prepared_for=teacher.family.name if teacher.family and teacher.latent else None,
         )
         if len(data.images) == 0:
-            self._check_imageless(data)
+            check_imageless(self.config, self.priors, data)
         else:
             check_fills_batch(data, self.config.trainer.batch_size)
         return data
-
-    def _check_imageless(self, data: ImageData) -> None:
-        """Prompts alone give rollouts, and nothing that needs data."""
-        config, wrong = self.config, None
-        if Origin.FORWARD in self.priors.origins:
-            wrong = "`states.forward` must be 0"
-        elif getattr(config.objective, "gan_weight", 0) > 0:
-            wrong = "`objective.gan_weight` must be 0"
-        elif config.threshold.mode == "per_channel":
-            wrong = "`threshold.mode` must not be per_channel"
-        elif config.shift.enabled:
-            wrong = "`shift.enabled` must be false"
-        if wrong:
-            raise DataError(
-                f"{wrong} for data without images, but {data.name} has prompts alone. Change it, or add images."
-            )
 
     def prompts(self, teacher: DiffusionModel, data: ImageData) -> Prompts | None:
         """What every process finds the embeddings of the data's prompts with; None for other teachers.
@@ -271,11 +268,16 @@ class Recipe:
         """
         if data.prompts is None:
             return None
-        assert teacher.family is not None
-        assert teacher.folder is not None
-        encoder = teacher.family.text_encoder(teacher.folder)
-        assert encoder is not None
-        negative = encoder.negative(self.config.teacher.negative_prompt)
+        negative_prompt = self.config.teacher.negative_prompt
+        if negative_prompt is None and isinstance(data.prompts, PreparedPrompts):
+            negative = data.prompts.negative()
+        else:
+            assert teacher.family is not None
+            assert teacher.folder is not None
+            encoder = teacher.family.text_encoder(teacher.folder)
+            assert encoder is not None
+            negative = encoder.negative(negative_prompt)
+        check_embeddings(data.prompts, negative, data.name)
         return Prompts(data.prompts, negative, self.config.data.prompt_cache_mib * 2**20)
 
     def conditions(self, data: ImageData) -> Conditions:
@@ -315,60 +317,6 @@ class Recipe:
         if config.mode == "per_channel":
             return PerChannelThreshold.fit(images, quantile=config.quantile, margin=config.margin)
         return THRESHOLDS[config.mode](**settings[config.mode])
-
-
-def _discriminated_layer(teacher: DiffusionModel, chosen: str | None) -> str:
-    """Name of the submodule that a discriminator reads."""
-    layer = chosen or teacher.bottleneck
-    names = [name for name, _ in teacher.network.named_modules() if name]
-    if layer is None:
-        raise ConfigError(
-            "`objective.gan_layer` must name a submodule of the teacher's network for a discriminator, but is not set, "
-            f"and none is known for this teacher. Set it to one of {', '.join(names[:8])}, ... or set "
-            "`objective.gan_weight=0`."
-        )
-    if layer not in names:
-        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
-        raise ConfigError(
-            f"`objective.gan_layer` must be a submodule of the teacher's network, but is {layer!r} instead. "
-            f"The closest are {', '.join(close)}."
-        )
-    if not _gives_features(teacher, layer):
-        raise ConfigError(
-            f"`objective.gan_layer` must be a submodule that is called with every image and gives a tensor of features "
-            f"(B, ..., C), but {layer!r} does not. Name a block, such as the last one before the network widens again."
-        )
-    return layer
-
-
-@torch.no_grad()
-def _gives_features(teacher: DiffusionModel, layer: str) -> bool:
-    """Whether a pass of one row brings a tensor of features out of `layer`."""
-    seen: list[object] = []
-    hook = teacher.network.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2]))
-    zeros = torch.zeros(1, device=next(teacher.network.parameters()).device)
-    x_t = torch.zeros(1, *teacher.sample_shape, device=zeros.device)
-    try:
-        teacher.network(x_t, zeros, zeros.long(), zeros)
-    finally:
-        hook.remove()
-    features = seen[-1][0] if seen and isinstance(seen[-1], tuple) else seen[-1] if seen else None
-    return isinstance(features, Tensor) and features.ndim >= 2 and len(features) == 1
-
-
-def _check_exported_grid(kind: str, objective: Objective, teacher: DiffusionModel) -> None:
-    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly."""
-    if objective.lcm_scheduler is None or not teacher.scheduler_config:
-        return
-    grid = int(objective.lcm_scheduler["original_inference_steps"])
-    timesteps = int(teacher.scheduler_config.get("num_train_timesteps", 1000))
-    if timesteps % grid:
-        setting = "solver_steps" if kind == "lcm" else "student_steps"
-        fits = max(n for n in range(1, grid) if timesteps % n == 0)
-        raise ConfigError(
-            f"`objective.{setting}` must divide the teacher's {timesteps} timesteps, or diffusers would sample the "
-            f"student at other times than it was trained at, but is {grid} instead. The nearest below is {fits}."
-        )
 
 
 def _prior(value: object) -> Prior:

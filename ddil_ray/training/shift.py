@@ -200,7 +200,7 @@ class ShiftMeter:
     Args:
         recipe: the run.
         objective: its method.
-        student: frozen here and given each measured student's weights; its device is where measuring happens.
+        student: frozen, and given each measured student's weights; its device is where measuring happens.
         images: (M, C, ...) the run's data.
         conditions: of the data.
     """
@@ -210,7 +210,6 @@ class ShiftMeter:
     ) -> None:
         settings, seed = recipe.config.shift, recipe.config.evaluation.seed
         rows = ProbeRows.draw(images, conditions, num_samples=settings.num_samples, seed=seed)
-        student.network.eval().requires_grad_(False)
         device = next(student.network.parameters()).device
         self.probe = ShiftProbe(rows.to(device), images, student.schedule, batch_size=settings.batch_size)
         self.objective, self.student = objective, student

@@ -1,22 +1,28 @@
-"""A network's weights as one flat buffer per dtype: the form in which they travel between processes."""
+"""A network's trained weights in the forms that they travel and are averaged in.
+
+Which they are is said by `ddil_ray.trained`: all of them, or the adapters alone.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["FlatWeights", "flatten_weights", "load_weights"]
+from ddil_ray.trained import load_trained_state, named_trained, trained_state
+
+__all__ = ["FlatWeights", "WeightAverage", "flatten_weights", "load_trained_state", "load_weights", "trained_state"]
 
 FlatWeights = dict[str, np.ndarray]
-"""dtype name -> (n,) uint8 bytes of all tensors of that dtype, in state_dict order."""
+"""dtype name -> (n,) uint8 bytes of all trained tensors of that dtype, in state_dict order."""
 
 
 def flatten_weights(network: nn.Module) -> FlatWeights:
-    """Copy the state of `network` into flat buffers (a dict of arrays is 3 to 10 times slower to share)."""
-    groups: dict[str, list[torch.Tensor]] = {}
-    for tensor in network.state_dict().values():
-        groups.setdefault(str(tensor.dtype), []).append(tensor.detach().cpu().flatten())
+    """Copy what is trained of `network` into flat buffers (a dict of arrays is 3 to 10 times slower to share)."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in trained_state(network).values():
+        groups.setdefault(str(tensor.dtype), []).append(tensor.cpu().flatten())
     return {dtype: torch.cat(parts).view(torch.uint8).numpy() for dtype, parts in groups.items()}
 
 
@@ -24,9 +30,51 @@ def flatten_weights(network: nn.Module) -> FlatWeights:
 def load_weights(network: nn.Module, flat: FlatWeights) -> None:
     """Copy `flat` into `network`, which must have the structure it was made from."""
     offsets = dict.fromkeys(flat, 0)
-    for tensor in network.state_dict().values():
+    for tensor in trained_state(network).values():
         key, size = str(tensor.dtype), tensor.numel() * tensor.element_size()
         start = offsets[key]
         piece = np.array(flat[key][start : start + size])  # what Ray hands out is read-only
         tensor.copy_(torch.from_numpy(piece).view(tensor.dtype).reshape(tensor.shape))
         offsets[key] = start + size
+
+
+class WeightAverage(AveragedModel):
+    """The exponential moving average of what is trained of a network.
+
+    Args:
+        network: whose weights are averaged; the first update takes them as they are then.
+        decay: per update.
+        device: where the average is kept; with the network by default.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float, device: torch.device | str | None = None) -> None:
+        super().__init__(
+            _Trained(network),
+            device=None if device is None else torch.device(device),
+            multi_avg_fn=get_ema_multi_avg_fn(decay),
+            use_buffers=True,
+        )
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the network `model`."""
+        super().update_parameters(_Trained(model))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average, as `trained_state`."""
+        return {name.replace(_DOT, "."): tensor for name, tensor in self.module.state_dict().items()}
+
+
+_DOT = "/"
+"""Stands for the dots of a name: torch lets no parameter have any."""
+
+
+class _Trained(nn.Module):
+    """What is trained of a network, without the rest of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        for name, tensor in named_trained(network):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name.replace(".", _DOT), tensor)
+            else:
+                self.register_buffer(name.replace(".", _DOT), tensor)

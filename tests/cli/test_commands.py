@@ -6,20 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import run as _run
 from PIL import Image
 from studies import write_run
 
-from ddil_ray.cli import main
-
 FAST_TEACHER = ["model.block_out_channels=[8,16]", "trainer.steps=3", "trainer.batch_size=16"]
-
-
-def _run(capsys, *arguments):
-    """(exit code, standard output, standard error) of a command."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in arguments])
-    output = capsys.readouterr()
-    return ended.value.code or 0, output.out, output.err
 
 
 def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
@@ -102,7 +93,10 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
     assert _run(capsys, "train-teacher", "digits-teacher", *FAST_TEACHER, f"output={run_dir}")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["distill", "train-teacher", "sample", "evaluate", "compare", "ablate", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["distill", "train-teacher", "prepare", "sample", "evaluate", "export", "compare", "ablate", "demo"],
+)
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
     assert code == 0
@@ -114,8 +108,10 @@ def test_every_command_explains_itself(capsys, command):
     [
         ("distill", "distill"),
         ("train_teacher", "train-teacher"),
+        ("prepare", "prepare"),
         ("sample", "sample"),
         ("evaluate", "evaluate"),
+        ("export", "export"),
         ("compare", "compare"),
         ("ablation", "ablate"),
     ],

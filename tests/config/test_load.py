@@ -14,12 +14,14 @@ from ddil_ray.config import (
     AblationConfig,
     RunConfig,
     TeacherConfig,
+    TextTeacherConfig,
     config_hash,
     flatten,
     load_config,
     preset_names,
     to_yaml,
 )
+from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.errors import ConfigError
 
 MINIMAL = """\
@@ -45,10 +47,42 @@ def written(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_load_and_load_again_as_they_are_written(name, written):
-    kinds = {"ablation/": AblationConfig, "digits-teacher": TeacherConfig, "": RunConfig}
+    kinds = {
+        "ablation/": AblationConfig,
+        "digits-teacher": TeacherConfig,
+        "emoji-teacher": TextTeacherConfig,
+        "emoji-prepare": PrepareConfig,
+        "": RunConfig,
+    }
     kind = next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
-    config = load_config(name, kind=kind)
+    yours = ["data.source=mine"] if "/" in name and kind is RunConfig else []
+    config = load_config(name, yours, kind=kind)
     assert load_config(written(to_yaml(config)), kind=kind) == config
+
+
+def test_a_config_extends_others_and_mistakes_name_the_file_they_stand_in(tmp_path):
+    (tmp_path / "part.yaml").write_text("trainer: {steps: 7, lr: 0.1}\nobjective: {type: lcm, skip: 2}\n")
+    (tmp_path / "other.yaml").write_text("trainer: {batch_size: 12}\nseed: -1\n")
+    own = f"extends: [{tmp_path}/part.yaml, {tmp_path}/other.yaml]\n" + MINIMAL + "trainer: {lr: 0.2}\n"
+    (tmp_path / "own.yaml").write_text(own)
+    with pytest.raises(ConfigError, match=r"`seed`.*other.yaml:2\]"):
+        load_config(str(tmp_path / "own.yaml"))
+    config = load_config(str(tmp_path / "own.yaml"), ["seed=3"])
+    assert (config.trainer.steps, config.trainer.batch_size, config.trainer.lr) == (7, 12, 0.2)
+    assert config.objective.type == "pd"  # another type starts empty
+
+
+@pytest.mark.parametrize("extends", ["5", "[[a]]", "{a: b}"])
+def test_what_extends_nothing_is_refused(extends, written):
+    with pytest.raises(ConfigError, match=r"`extends` must name a config"):
+        load_config(written(f"extends: {extends}\n{MINIMAL}"))
+
+
+def test_a_config_that_extends_itself_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"extends: {tmp_path}/b.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/a.yaml\n")
+    with pytest.raises(ConfigError, match=r"`extends` must lead to other configs"):
+        load_config(str(tmp_path / "a.yaml"))
 
 
 def test_pipeline_configs_load():

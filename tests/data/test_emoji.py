@@ -67,7 +67,7 @@ def test_every_emoji_has_a_caption(emoji):
 
 
 def test_emoji_fit_a_teacher_of_their_shape(emoji):
-    kind = {"sample_shape": (3, 32, 32), "prompted": False, "latent": False}
+    kind = {"sample_shape": (3, 32, 32), "prompted": False, "prepared_for": None}
     check_against_teacher(emoji, num_classes=9, **kind)
     with pytest.raises(DataError, match=r"class ids below 8"):
         check_against_teacher(emoji, num_classes=8, **kind)

@@ -149,10 +149,10 @@ def test_data_that_does_not_fit_the_teacher_is_refused():
     for settings, expected in (
         ({"sample_shape": (3, 8, 8)}, r"\(3, 8, 8\).*\(1, 8, 8\) instead.*data.image_size=8"),
         ({"num_classes": 5}, r"class ids below 5.*has 9"),
-        ({"prompted": True, "latent": True}, r"teacher of prompts and latents.*`ddil-ray prepare`"),
-        ({"latent": True}, r"teacher of classes and latents.*`ddil-ray prepare`"),
+        ({"prompted": True, "prepared_for": "sdxl"}, r"prepared for a sdxl teacher of prompts.*`ddil-ray prepare`"),
+        ({"prepared_for": "dit"}, r"prepared for a dit teacher of classes.*`ddil-ray prepare`"),
     ):
-        kind = {"sample_shape": (1, 8, 8), "num_classes": 10, "prompted": False, "latent": False}
+        kind = {"sample_shape": (1, 8, 8), "num_classes": 10, "prompted": False, "prepared_for": None}
         with pytest.raises(DataError, match=expected):
             check_against_teacher(data, **(kind | settings))
     with pytest.raises(DataError, match=r"at least one batch of 4000 images.*1797"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from ddil_ray.diffusion.schedule import (
     CosineVP,
@@ -78,9 +81,30 @@ def test_unknown_betas_are_refused_by_name():
         schedule_from_diffusers({"beta_schedule": "wavy"})
 
 
-def test_dynamic_shift_is_refused():
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_a_dynamic_shift_is_that_of_diffusers_for_the_number_of_tokens(kind, tokens):
+    theirs = FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, time_shift_type=kind, base_shift=0.4, max_shift=1.2
+    )
+    mu = calculate_shift(tokens, base_shift=0.4, max_shift=1.2)
+    t = torch.arange(8, 0, -1, dtype=torch.float64) / 8
+    theirs.set_timesteps(sigmas=t.tolist(), mu=mu)
+    ours = schedule_from_diffusers({**theirs.config, "_class_name": "FlowMatchEulerDiscreteScheduler"}, tokens)
+    torch.testing.assert_close(ours.sigma(t), theirs.sigmas[:8].double(), rtol=0, atol=1e-6)
+
+
+def test_a_dynamic_shift_is_refused_without_a_number_of_tokens():
     with pytest.raises(ConfigError, match="use_dynamic_shifting"):
         schedule_from_diffusers({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True})
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, math.exp(1.15), 0.3])
+def test_flow_ends_in_noise_alone_and_starts_clean_exactly(shift):
+    ends, schedule = torch.tensor([0.0, 1.0]), RectifiedFlow(shift)
+    assert schedule.alpha(ends).tolist() == [1.0, 0.0]
+    assert schedule.sigma(ends).tolist() == [0.0, 1.0]
+    assert rho(schedule, ends).tolist() == [math.inf, 0.0]
 
 
 def test_a_time_per_row_is_required():

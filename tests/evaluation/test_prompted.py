@@ -33,7 +33,9 @@ def data(teacher):
     embeddings = teacher.family.text_encoder(teacher.folder)(TEXTS)
     pictures = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = teacher.codec.encode(pictures)
-    return ImageData(latents, torch.arange(40) % 5, "birds", HeldEmbeddings(embeddings, TEXTS), latents=True)
+    return ImageData(
+        latents, torch.arange(40) % 5, "birds", HeldEmbeddings(embeddings, TEXTS), prepared_for="stable_diffusion"
+    )
 
 
 def benchmark_of(teacher, data):
@@ -74,7 +76,7 @@ def test_samples_are_compared_with_as_many_latents_as_there_are_samples(data):
                zip(few.images, few.labels, strict=True))  # fmt: skip
     assert_same(few.images, reference_rows(data, num_samples=24, seed=3).images)
     assert reference_rows(data, num_samples=40, seed=3) is data
-    pixels = replace(data, latents=False)
+    pixels = replace(data, prepared_for=None)
     assert reference_rows(pixels, num_samples=24, seed=3) is pixels
 
 
@@ -110,7 +112,7 @@ def test_prompts_without_pictures_are_measured_against_the_teacher_alone(teacher
 
 
 def test_prompts_without_pictures_still_give_no_forward_states(teacher, tmp_path):
-    with pytest.raises(DataError, match=r"`states.forward` must be 0 for data without images"):
+    with pytest.raises(DataError, match=r"`states.forward` must be 0 where there are no images"):
         imageless(teacher, tmp_path).ingredients()
 
 

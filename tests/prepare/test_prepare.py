@@ -1,4 +1,4 @@
-"""Pins what `ddil_ray.prepare` makes: latents and embeddings are the pipeline's own, every row once, whatever stops it."""
+"""Pins what preparing makes: the pipeline's own latents and embeddings, and every row once, whatever stops it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from preparing import encode, inline, picture, prepare, quiet, settings, write_folder, write_tar
+from preparing import (
+    assert_every_row_once,
+    encode,
+    inline,
+    kill_after,
+    picture,
+    prepare,
+    quiet,
+    settings,
+    start,
+    write_folder,
+    write_pairs,
+    write_tar,
+)
 from tiny import save_pipeline
 
 from ddil_ray.data import load_images
@@ -31,10 +44,9 @@ def teacher(tmp_path_factory):
 def rows_of(output, bucket="16x16"):
     """Rows of a bucket by source."""
     files = sorted((output / "latents" / bucket).glob("*"))
-    rows = pa.concat_tables([pq.read_table(file).drop_columns("latent") for file in files]).to_pylist()
-    latents = torch.cat(
-        [torch.from_numpy(pq.read_table(f)["latent"].combine_chunks().to_numpy_ndarray()) for f in files]
-    )
+    table = pa.concat_tables([pq.read_table(file) for file in files])
+    rows = table.drop_columns("latent").to_pylist()
+    latents = torch.tensor(table["latent"].combine_chunks().to_numpy_ndarray())
     assert len({row["source"] for row in rows}) == len(rows)
     return {row["source"]: row | {"latent": latent} for row, latent in zip(rows, latents, strict=True)}
 
@@ -74,9 +86,8 @@ def test_a_row_says_where_it_comes_from(plain):
 
 def test_half_precision_is_the_default(teacher, plain, tmp_path):
     prepare(settings(teacher, plain[0], tmp_path / "out"))
-    assert (
-        pq.read_schema(tmp_path / "out" / "prompts" / "00000.parquet").field("prompt").type.value_type == pa.float16()
-    )
+    (file,) = (tmp_path / "out" / "prompts").iterdir()
+    assert pq.read_schema(file).field("prompt").type.value_type == pa.float16()
     half, full = load_images(str(tmp_path / "out")), load_images(str(plain[1]))
     torch.testing.assert_close(half.images, full.images.half().float())
     torch.testing.assert_close(half.prompts.rows([2])["prompt"], full.prompts.rows([2])["prompt"].half())
@@ -165,10 +176,12 @@ def test_prompts_alone(teacher, tmp_path, kind):
 def test_wide_and_tall_images_go_to_buckets_of_their_shape(teacher, tmp_path):
     sizes = {"wide.png": (16, 40), "tall.png": (64, 30), "small.png": (8, 8), "grey.png": (20, 16)}
     lines = [json.dumps({"file_name": name, "text": name}) for name in sizes]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "metadata.jsonl").write_text("\n".join(lines))
     for name, (height, width) in sizes.items():
-        (tmp_path / name).write_bytes(picture(len(name), height, width))
-    config = settings(teacher, tmp_path, tmp_path / "out", buckets=[[16, 16], [16, 32], [32, 16]], dtype="fp32")
+        (source / name).write_bytes(picture(len(name), height, width))
+    config = settings(teacher, source, tmp_path / "out", buckets=[[16, 16], [16, 32], [32, 16]], dtype="fp32")
     assert prepare(config).buckets == {"16x16": 2, "16x32": 1, "32x16": 1}
     index = read_index(str(tmp_path / "out"))
     assert index.latent_shapes == {"16x16": (4, 8, 8), "16x32": (4, 8, 16), "32x16": (4, 16, 8)}
@@ -177,7 +190,7 @@ def test_wide_and_tall_images_go_to_buckets_of_their_shape(teacher, tmp_path):
         "original_height": 16, "original_width": 40, "crop_top": 0, "crop_left": 4,
     }  # fmt: skip
     family, folder = find_pipeline(str(teacher))
-    pixels = decode_image((tmp_path / "wide.png").read_bytes(), name="", image_size=None)[:, :, 4:36]
+    pixels = decode_image((source / "wide.png").read_bytes(), name="", image_size=None)[:, :, 4:36]
     torch.testing.assert_close(wide["latent"], family.codec(folder).encode(pixels[None])[0])
     tall = rows_of(tmp_path / "out", "32x16")["tall.png"]  # 34 x 16 when it covers the bucket
     assert (tall["crop_top"], tall["crop_left"]) == (1, 0)
@@ -210,6 +223,30 @@ def test_where_nothing_can_be_prepared_there_is_no_data(teacher, tmp_path):
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
+def test_what_overflows_the_type_is_left_out(tmp_path):
+    teacher = save_pipeline("stable_diffusion", tmp_path)
+    settings_of_vae = teacher / "vae" / "config.json"
+    settings_of_vae.write_text(settings_of_vae.read_text().replace('"scaling_factor": 0.5', '"scaling_factor": 5e7'))
+    source = write_folder(tmp_path / "source", ["a"])
+    with pytest.raises(DataError, match=r"000.png: latents are not finite in fp16"):
+        prepare(settings(teacher, source, tmp_path / "half"))
+    assert prepare(settings(teacher, source, tmp_path / "full", dtype="fp32")).buckets == {"16x16": 1}
+
+
+def test_embeddings_that_overflow_the_type_are_refused(tmp_path):
+    from transformers import CLIPTextModel
+
+    teacher = save_pipeline("stable_diffusion", tmp_path)
+    encoder = CLIPTextModel.from_pretrained(teacher / "text_encoder")
+    scale = next(p for name, p in encoder.named_parameters() if name.endswith("final_layer_norm.weight"))
+    scale.data.mul_(1e6)
+    encoder.save_pretrained(teacher / "text_encoder")
+    (tmp_path / "prompts.txt").write_text("a\n")
+    with pytest.raises(ConfigError, match=r"fp16 overflows for one of 'a' and the 0 after it. Set `dtype=fp32`"):
+        prepare(settings(teacher, tmp_path / "prompts.txt", tmp_path / "half"))
+    assert prepare(settings(teacher, tmp_path / "prompts.txt", tmp_path / "full", dtype="fp32")).prompts == 1
+
+
 @pytest.mark.parametrize("stop", [{"ScanStage": 0}, {"PromptStage": 1}, {"ImageStage": 0}, {"ImageStage": 2}])
 def test_a_rerun_does_only_what_is_missing(teacher, plain, tmp_path, stop):
     config = settings(teacher, plain[0], tmp_path / "out", dtype="fp32", rows_per_file=2)
@@ -217,18 +254,28 @@ def test_a_rerun_does_only_what_is_missing(teacher, plain, tmp_path, stop):
         prepare(config, stop)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
     assert not (tmp_path / "out" / "dataset.json").exists()
-    again = []
-    job = new_job(config)
+    asked, job = {}, new_job(config)
     assert not begin(job)
-    fill(
-        job, lambda stage, requests: again.extend((stage, r) for r in requests) or inline(job)(stage, requests), quiet()
-    )
-    made = sum(stage == "ImageStage" for stage, _ in again)
-    assert made == 3 - stop.get("ImageStage", 0)
+
+    def execute(stage, requests):
+        asked[stage] = len(requests)
+        return inline(job)(stage, requests)
+
+    fill(job, execute, quiet())
+    assert asked["ImageStage"] == 3 - stop.get("ImageStage", 0)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert set(rows_of(tmp_path / "out")) == {f"{i:03}.png" for i in range(5)}
     torch.testing.assert_close(load_images(str(tmp_path / "out")).images, load_images(str(plain[1])).images)
     assert prepare(config).images_per_s is None
+
+
+def test_a_killed_process_and_a_rerun_leave_every_row_once(teacher, tmp_path):
+    write_pairs(tmp_path / "source", 300, tars=3, captions=40)
+    config = settings(teacher, tmp_path / "source", tmp_path / "out", rows_per_file=5)
+    script = f"import preparing; preparing.prepare(preparing.PrepareConfig(**{config.model_dump()!r}))"
+    kill_after(start(script, tmp_path), tmp_path / "out", items=20)
+    assert prepare(config).buckets == {"16x16": 300}
+    assert_every_row_once(tmp_path / "out", 300, captions=40)
 
 
 def test_what_a_killed_process_left_is_removed(teacher, plain, tmp_path):
@@ -247,15 +294,13 @@ def test_what_a_killed_process_left_is_removed(teacher, plain, tmp_path):
 
 def test_another_preparation_in_the_same_output_is_refused(teacher, plain, tmp_path):
     source, output = plain
-    with pytest.raises(
-        ConfigError, match=r"begun with others: buckets was 'square' and is '\[\[16, 32\]\]'; dtype was"
-    ):
+    with pytest.raises(ConfigError, match=r"others: buckets was 'square' and is '\[\[16, 32\]\]'; dtype was"):
         prepare(settings(teacher, source, output, buckets=[[16, 32]], rows_per_file=2))
     write_folder(tmp_path / "source", CAPTIONS)
     prepare(settings(teacher, tmp_path / "source", tmp_path / "out"))
     with (tmp_path / "source" / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "005.png", "text": "new"}\n')
-    with pytest.raises(ConfigError, match="files of data.source"):
+    with pytest.raises(ConfigError, match="files of data"):
         prepare(settings(teacher, tmp_path / "source", tmp_path / "out"))
     with pytest.raises(ConfigError, match="must be empty or begun by"):
         prepare(settings(teacher, source, tmp_path / "source"))
@@ -275,11 +320,13 @@ def test_pictures_are_turned_as_their_camera_says(teacher, tmp_path):
     exif[0x0112] = 6  # to be turned by a quarter
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    source = tmp_path / "source"
+    source.mkdir()
     for name, content in {"turned": buffer.getvalue(), "upright": encode(np.rot90(pixels, -1))}.items():
-        (tmp_path / f"{name}.png").write_bytes(content)
+        (source / f"{name}.png").write_bytes(content)
     lines = [json.dumps({"file_name": f"{name}.png", "text": "a"}) for name in ("turned", "upright")]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    prepare(settings(teacher, tmp_path, tmp_path / "out", buckets=[[32, 16], [16, 32]]))
+    (source / "metadata.jsonl").write_text("\n".join(lines))
+    prepare(settings(teacher, source, tmp_path / "out", buckets=[[32, 16], [16, 32]]))
     first, second = rows_of(tmp_path / "out", "32x16").values()
     assert torch.equal(first["latent"], second["latent"])
 
@@ -304,7 +351,7 @@ def _table(**columns):
         (lambda folder: None, {}, "does not exist or is empty"),
         (_broken("a.doc", b""), {}, r"holds a.doc and the like"),
         (_broken("metadata.jsonl", b'{"file_name": "a.png", "text": "a"}\n{oops\n'), {}, r"line 2 is '\{oops' instead"),
-        (_broken("metadata.jsonl", b'{"file": "a.png", "text": "a"}'), {}, r"`file_name` in each line .* has file, text"),
+        (_broken("metadata.jsonl", b'{"file": "a.png", "text": "a"}'), {}, r"`file_name` in each .* has file, text"),
         (_broken("metadata.jsonl", b'{"file_name": "a.png", "texts": "a"}'), {}, r"Did you mean 'texts'\?"),
         (_broken("metadata.jsonl", b'{"file_name": "a.png", "text": " "}'), {}, "all 1 were left out"),
         (_broken("a.parquet", _table(images=[b"x"], text=["a"])), {}, r"data.image_column.*Did you mean 'images'\?"),
@@ -314,10 +361,12 @@ def _table(**columns):
         (_broken("a.png", picture(0)), {}, "in a folder per class, or with a metadata.jsonl"),
         (_metadata, {"buckets": [[16, 17]]}, r"sides that are multiples of 2, .* one is 16x17"),
         (_metadata, {"teacher": {"model": "builtin:digits"}}, "must be a teacher of latents"),
+        (_metadata, {"output": "source/out"}, "must lie outside `data.source`"),
         (_metadata, {"output": "/proc/x"}, "`output` must be a folder or URL that can be written"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_message(teacher, tmp_path, write, more, expected):
+def test_mistakes_are_one_message(teacher, tmp_path, monkeypatch, write, more, expected):
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "source")
     tree = settings(teacher, tmp_path / "source", tmp_path / "out").model_dump() | more
     with pytest.raises((ConfigError, DataError), match=expected):

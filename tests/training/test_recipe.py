@@ -56,7 +56,7 @@ def test_a_threshold_of_the_target_changes_what_the_student_learns(objective):
 
 @pytest.mark.parametrize(
     ("layer", "expected"),
-    [(None, "none is known for this teacher"), ("insid", r"but is 'insid' instead. The closest are inside")],
+    [(None, "none is known for this student"), ("insid", r"but is 'insid' instead. The closest are inside")],
 )
 def test_a_discriminator_reads_a_layer_that_is_there(layer, expected):
     with pytest.raises(ConfigError, match=expected):
@@ -94,3 +94,23 @@ def test_grids_that_diffusers_would_round_are_refused(objective, expected):
     config = small_run(objective=objective, teacher={"model": "builtin:digits"}, evaluation={"steps": [1]})
     with pytest.raises(ConfigError, match=expected):
         Recipe(config).ingredients()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        ({}, (0.0, 0.0)),
+        ({"guidance": 2.0}, (2.0, 2.0)),
+        ({"guidance": [1.0, 7.0], "guidance_convention": "scale"}, (0.0, 6.0)),
+    ],
+)
+def test_guidance_is_w_whatever_the_convention(teacher, expected):
+    objective = {"type": "lcm", "guidance_embedding": True}
+    config = small_run(teacher={"guidance": None, **teacher}, objective=objective, student={"guidance": 3.0})
+    assert Recipe(config).guidance == expected
+    assert Recipe(config).student_guidance == config.teacher.as_w(3.0)
+
+
+def test_a_scale_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"at least 1 where guidance_convention is scale, but is 0.5"):
+        small_run(teacher={"guidance": 0.5, "guidance_convention": "scale"})

@@ -1,0 +1,1 @@
+"""Giving an exported folder away: other precisions, ONNX, the hub."""

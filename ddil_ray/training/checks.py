@@ -1,0 +1,109 @@
+"""What a run is checked for before anything starts, beside what a config or a model can know alone."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor
+
+from ddil_ray.config import RunConfig
+from ddil_ray.data import ImageData
+from ddil_ray.diffusion.schedule import RectifiedFlow
+from ddil_ray.errors import ConfigError, DataError
+from ddil_ray.models import DiffusionModel
+from ddil_ray.objectives import Objective
+from ddil_ray.prompts import Embeddings, EmbeddingSource
+from ddil_ray.states.batch import Origin
+from ddil_ray.states.prior import SourcePriors
+
+__all__ = ["check_embeddings", "check_exported_grid", "check_imageless", "discriminated_layer"]
+
+
+def check_imageless(config: RunConfig, priors: SourcePriors, data: ImageData) -> None:
+    """Check that a run on prompts alone has rollouts, and nothing that needs images.
+
+    Raises:
+        DataError: it needs some.
+    """
+    needs = {
+        "`states.forward` must be 0": Origin.FORWARD in priors.origins,
+        "`objective.gan_weight` must be 0": getattr(config.objective, "gan_weight", 0) > 0,
+        "`threshold.mode` must not be per_channel": config.threshold.mode == "per_channel",
+        "`shift.enabled` must be false": config.shift.enabled,
+    }
+    wrong = [rule for rule, broken in needs.items() if broken]
+    if wrong:
+        raise DataError(f"{', '.join(wrong)} where there are no images, but {data.name} has prompts alone.")
+
+
+def check_embeddings(source: EmbeddingSource, negative: Embeddings, name: str) -> None:
+    """Check that prompts were embedded as the teacher's negative prompt is.
+
+    Raises:
+        DataError: by other text encoders.
+    """
+    ours = {part: tuple(rows.shape[1:]) for part, rows in negative.items()}
+    theirs = {part: tuple(rows.shape[1:]) for part, rows in source.rows([0]).items()}
+    if ours != theirs:
+        raise DataError(
+            f"`data.source` must have embeddings of the teacher's text encoders, {ours}, but {name} has {theirs} "
+            "instead. Run `ddil-ray prepare` with this teacher."
+        )
+
+
+def discriminated_layer(student: DiffusionModel, chosen: str | None) -> str:
+    """Name of the submodule that a discriminator reads."""
+    layer = chosen or student.bottleneck
+    names = [name for name, _ in student.network.named_modules() if name]
+    if layer is None:
+        raise ConfigError(
+            "`objective.gan_layer` must name a submodule of the student's network for a discriminator, but is not set, "
+            f"and none is known for this student. Set it to one of {', '.join(names[:8])}, ... or set "
+            "`objective.gan_weight=0`."
+        )
+    if layer not in names:
+        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
+        raise ConfigError(
+            f"`objective.gan_layer` must be a submodule of the student's network, but is {layer!r} instead. "
+            f"The closest are {', '.join(close)}."
+        )
+    if not _gives_features(student, layer):
+        raise ConfigError(
+            f"`objective.gan_layer` must be a submodule that is called with every image and gives a tensor of features "
+            f"(B, ..., C), but {layer!r} does not. Name a block, such as the last one before the network widens again."
+        )
+    return layer
+
+
+@torch.no_grad()
+def _gives_features(student: DiffusionModel, layer: str) -> bool:
+    """Whether a pass of one row brings a tensor of features out of `layer`."""
+    seen: list[object] = []
+    hook = student.network.get_submodule(layer).register_forward_hook(lambda *call: seen.append(call[2]))
+    zeros = torch.zeros(1, device=next(student.network.parameters()).device)
+    x_t = torch.zeros(1, *student.sample_shape, device=zeros.device)
+    try:
+        student.network(x_t, zeros, zeros.long(), zeros)
+    finally:
+        hook.remove()
+    features = seen[-1][0] if seen and isinstance(seen[-1], tuple) else seen[-1] if seen else None
+    return isinstance(features, Tensor) and features.ndim >= 2 and len(features) == 1
+
+
+def check_exported_grid(kind: str, objective: Objective, student: DiffusionModel) -> None:
+    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly.
+
+    Schedules of flow matching have no timesteps to round to.
+    """
+    if objective.lcm_scheduler is None or not student.scheduler_config or isinstance(student.schedule, RectifiedFlow):
+        return
+    grid = int(objective.lcm_scheduler["original_inference_steps"])
+    timesteps = int(student.scheduler_config.get("num_train_timesteps", 1000))
+    if timesteps % grid:
+        setting = "solver_steps" if kind == "lcm" else "student_steps"
+        fits = max(n for n in range(1, grid) if timesteps % n == 0)
+        raise ConfigError(
+            f"`objective.{setting}` must divide the {timesteps} timesteps of the schedule, or diffusers would sample "
+            f"the student at other times than it was trained at, but is {grid} instead. The nearest below is {fits}."
+        )

@@ -1,0 +1,354 @@
+"""What every role of a run holds at its peak, told before anything starts.
+
+The run's own code is run on tensors without memory (`tally`): an update of the learner in its steady state, the first
+network passes of rollouts, labels and samples, whose peak later passes repeat. So the estimate follows whatever the
+code does. Not counted: what libraries allocate inside an operation, the CUDA context and its allocator's gaps, feature
+networks of evaluation. `trainer.compile` is left out: it tends to need less; so is the layout, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode
+
+from ddil_ray.config import RunConfig
+from ddil_ray.diffusion.timegrid import uniform_grid
+from ddil_ray.evaluation.samplers import Sampler
+from ddil_ray.models.latents import LatentCodec
+from ddil_ray.models.model import DiffusionModel
+from ddil_ray.prompts import Embeddings, Prompts
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.training.learner import Learner
+from ddil_ray.training.optimizer import NetworkOptimizer, reserve_moments
+from ddil_ray.training.placement import actor_networks, teaching, trained
+from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, Expert, StateMaker
+from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
+from ddil_ray.training.shift import ShiftMeter
+from ddil_ray.training.tally import GpuAutocast, TensorTally
+
+__all__ = ["RoleMemory", "estimate", "shared_bytes"]
+
+_PASSES = 2
+"""Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """Bytes of one actor of a role, by part."""
+
+    parts: dict[str, int]
+    """At the peak, on the device that computes."""
+    host: dict[str, int] = field(default_factory=dict)
+    """In the CPU's memory, whatever computes."""
+    gpu: bool = False
+    """Whether a GPU computes."""
+
+    @property
+    def device_bytes(self) -> int:
+        """At the peak, on the device that computes; all of it where that is the CPU."""
+        return sum(self.parts.values()) + (0 if self.gpu else sum(self.host.values()))
+
+    @property
+    def host_bytes(self) -> int:
+        """In the CPU's memory where a GPU computes."""
+        return sum(self.host.values()) if self.gpu else 0
+
+
+def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ()) -> dict[str, RoleMemory]:
+    """The memory of one actor of every role that the run starts, by the role's name in the plan.
+
+    Args:
+        recipe: the run.
+        made: its ingredients, which stay as they are.
+        on_gpu: names of the roles that have a GPU.
+    """
+    roles: dict[str, Callable[[_Stage], RoleMemory]] = {"trainer": _trainer}
+    for origin in recipe.priors.origins:
+        name = "student_rollouts (mixed)" if origin is Origin.MIXED else ROLE_OF_ORIGIN[origin]
+        roles[name] = _maker_of(origin)
+        if recipe.config.labels.placement == "pool":
+            roles[f"labels ({origin.label})"] = _labels_of(origin)
+    if recipe.config.shift.enabled:
+        roles["shift"] = _shift
+    if recipe.config.evaluation.enabled:
+        roles["evaluation"] = _evaluation
+    with torch.random.fork_rng(devices=[]):
+        return {name: role(_Stage(recipe, made, gpu=name in on_gpu)) for name, role in roles.items()}
+
+
+def shared_bytes(made: Ingredients) -> dict[str, int]:
+    """What the object store of every node holds once for all its actors: data, and the newest and last weights."""
+    weights = sum(_bytes(p) for p in made.teacher.network.parameters())
+    return {"data": _bytes(made.data.images) + _bytes(made.data.labels), "published weights": 2 * weights}
+
+
+class _Stage:
+    """What a role is made of without memory, and what counts it."""
+
+    def __init__(self, recipe: Recipe, made: Ingredients, *, gpu: bool) -> None:
+        trainer = recipe.config.trainer.model_copy(update={"compile": False, "channels_last": False})
+        self.config: RunConfig = recipe.config.model_copy(update={"trainer": trainer})
+        self.recipe, self.made, self.gpu = Recipe(self.config), made, gpu
+        self.tally = TensorTally()
+        most = max(self.config.trainer.batch_size, self.config.shift.num_samples, 1)
+        self.images, self.labels = (part[:most].clone() for part in (made.data.images, made.data.labels))
+
+    def networks(self) -> tuple[DiffusionModel, DiffusionModel]:
+        """The teacher as loaded, and a new student of it."""
+        models = self.made.teacher, self.recipe.student_of(self.made.teacher)
+        with FakeCopyMode(self.tally.fake):  # in one go, since a student may share the teacher's weights
+            networks = copy.deepcopy(tuple(model.network for model in models))
+        bank: Any = _EmptyBank(self.made.prompts) if self.made.prompts is not None else None
+        teacher, student = (model.with_network(network) for model, network in zip(models, networks, strict=True))
+        teacher.bind(bank)
+        student.bind(bank)
+        return teacher, student
+
+    @contextmanager
+    def counting(self, *models: DiffusionModel | None) -> Iterator[None]:
+        """Count what is done here, which ends when one of `models` is asked more often than a peak needs."""
+        hooks = [m.network.register_forward_pre_hook(_Limit()) for m in models if m is not None]
+        try:
+            with GpuAutocast(self.gpu), self.tally:
+                yield
+        except _EnoughError:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def name(self, part: str, model: DiffusionModel | nn.Module | None) -> None:
+        """Count the tensors of `model` as `part`."""
+        network = model.network if isinstance(model, DiffusionModel) else model
+        if network is not None:
+            self.tally.name(part, _tensors(network))
+
+    def states(self, rows: int, *, labelled: bool) -> StateBatch:
+        """States of the given source."""
+        with self.tally:
+            x_t = torch.zeros(rows, *self.made.teacher.sample_shape)
+            generator = torch.Generator().manual_seed(0)
+            cond, w = Conditions(self.labels, self.recipe.guidance).draw(rows, generator)
+            numbers = torch.zeros(rows, dtype=torch.int64)
+            batch = StateBatch(
+                x_t=x_t,
+                t=torch.rand(rows, generator=generator, dtype=torch.float64),
+                cond=cond,
+                w=w,
+                origin=numbers.to(torch.int8),
+                version=numbers - 1,
+                phase=numbers,
+                label=torch.zeros_like(x_t) if labelled else torch.zeros(rows, 0),
+            )
+            self.tally.name("states", vars(batch).values())
+        return batch
+
+    def expert(self, *, acts: bool, asked: bool = True) -> tuple[Expert, DiffusionModel | None]:
+        """The networks of an actor, as it holds them."""
+        with self.tally.building():
+            expert, student = actor_networks(
+                *self.networks(),
+                config=self.config,
+                objective=self.made.objective,
+                threshold=self.made.threshold,
+                device="cpu",
+                acts=acts,
+                asked=asked,
+            )
+        self.name("teacher", expert.teacher)
+        self.name("next teacher", expert.student)
+        self.name("student", student)
+        return expert, student
+
+    def memory(self, host: dict[str, int] | None = None, *, offloaded: Collection[str] = ()) -> RoleMemory:
+        """What was counted; parts that are `offloaded` are on the host."""
+        parts = {name: size for name, size in self.tally.peak.items() if size}
+        beside = {name: parts.pop(name) for name in offloaded if name in parts} if self.gpu else {}
+        prompts = {"prompts": _cached_bytes(self.made.prompts)} if self.made.prompts is not None else {}
+        return RoleMemory(parts, {**(host or {}), **beside, **prompts}, self.gpu)
+
+
+def _trainer(stage: _Stage) -> RoleMemory:
+    recipe, trainer, objective = stage.recipe, stage.config.trainer, copy.copy(stage.made.objective)
+    with stage.tally.building():
+        teacher, student = stage.networks()
+        trained(student, stage.config, "cpu")
+        if objective.asks_in_trainer:
+            teacher = teaching(teacher, stage.config, "cpu")
+            recipe.equip(objective, teacher, stage.images, stage.labels)
+        learner = Learner(student, objective, recipe.optimizer_settings())
+    stage.name("teacher", teacher if objective.asks_in_trainer else None)
+    stage.name("student", student)
+    stage.name("critic", objective.critic)
+    del teacher
+    for kept in vars(objective).values():
+        stage.name("target", kept if isinstance(kept, nn.Module) else None)
+    stage.tally.name_rest("average")
+    rows = trainer.batch_size // trainer.num_workers
+    batch = stage.states(rows, labelled=not objective.asks_in_trainer)
+    for optimizer in learner.optimizers.values():
+        _settle(optimizer, stage)
+    with stage.counting():
+        stage.tally.restart()
+        learner.update(batch, torch.Generator().manual_seed(0))
+    offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
+    return stage.memory({"replay": _replay_bytes(stage, rows, batch)}, offloaded=offloaded)
+
+
+def _settle(optimizer: NetworkOptimizer, stage: _Stage) -> None:
+    """Bring an optimizer to where it has been used before, and let gradients be told apart."""
+    with stage.tally.building():
+        reserve_moments(optimizer)
+    stage.tally.name(
+        "optimizer", (t for s in optimizer.adam.state.values() for t in s.values() if isinstance(t, Tensor))
+    )
+    for parameter in optimizer.parameters:
+        parameter.register_post_accumulate_grad_hook(lambda p: stage.tally.name("gradients", [p.grad]))
+    if stage.gpu:  # as torch chooses there
+        for group in optimizer.adam.param_groups:
+            group["foreach"] = True
+
+
+def _maker_of(origin: Origin) -> Callable[[_Stage], RoleMemory]:
+    def role(stage: _Stage) -> RoleMemory:
+        fused = stage.config.labels.placement == "fused"
+        expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
+        rows = stage.recipe.rows_per_block(origin)
+        maker = StateMaker(
+            stage.made.objective,
+            stage.made.teacher,
+            Conditions(stage.labels, stage.recipe.guidance),
+            images=stage.images,
+            student=student,
+            expert=expert,
+            mixing=stage.recipe.mixing,
+            autocast=expert.autocast,
+        )
+        for phase in range(len(stage.made.objective.phases)):
+            expert.begin(phase, promoted=phase > 0 and expert.student is not None)
+            with stage.counting(student, expert.teacher, expert.student):
+                maker.make(StateRequest(origin, phase, 0, rows, seed=0))
+        if fused:
+            _label(stage, expert, rows)
+        return stage.memory()
+
+    return role
+
+
+def _labels_of(origin: Origin) -> Callable[[_Stage], RoleMemory]:
+    def role(stage: _Stage) -> RoleMemory:
+        expert, _ = stage.expert(acts=False)
+        _label(stage, expert, stage.recipe.rows_per_block(origin))
+        return stage.memory()
+
+    return role
+
+
+def _label(stage: _Stage, expert: Expert, rows: int) -> None:
+    """The first part of a block, which is the largest, by the teacher that is guided."""
+    expert.begin(0, promoted=False)
+    states = stage.states(rows, labelled=False)
+    with stage.counting(expert.teacher):
+        expert.label(stage.made.objective, states[slice(0, stage.config.labels.batch_size)], "cpu")
+
+
+def _shift(stage: _Stage) -> RoleMemory:
+    expert, student = stage.expert(acts=True)
+    assert student is not None
+    conditions = Conditions(stage.labels, stage.recipe.guidance)
+    with stage.counting(expert.teacher):
+        meter = ShiftMeter(stage.recipe, stage.made.objective, student, images=stage.images, conditions=conditions)
+        meter.probe.start(stage.made.objective.phases[0], expert.denoiser)
+    return stage.memory()
+
+
+def _evaluation(stage: _Stage) -> RoleMemory:
+    objective, settings = stage.made.objective, stage.config.evaluation
+    measured = [p for p in objective.phases if p.student_steps in settings.steps] if objective.fixed_steps else [None]
+    with stage.tally.building():
+        teacher, student = stage.networks()
+        students = [student.copy() for _ in measured]
+    del student
+    stage.name("teacher", teacher)
+    for student in students:
+        stage.name("student", student)
+    codec = None
+    if stage.made.teacher.codec is not None:
+        with FakeCopyMode(stage.tally.fake):
+            codec = LatentCodec(copy.deepcopy(stage.made.teacher.codec.vae))
+        stage.name("autoencoder", codec.vae)
+    sampler = Sampler(
+        teacher.expert(guided=True, threshold=stage.made.threshold),
+        teacher.schedule,
+        uniform_grid(_PASSES),
+        "ddim",
+        stage.recipe.student_guidance,
+        codec=codec,
+    )
+    rows = min(settings.batch_size, settings.num_samples)
+    with stage.counting():
+        cond = stage.labels[torch.zeros(rows, dtype=torch.int64)]
+        sampler(torch.zeros(rows, *teacher.sample_shape), cond, batch_size=rows)
+    return stage.memory()
+
+
+class _EnoughError(Exception):
+    """Raised from a network that was asked as often as its peak needs."""
+
+
+class _Limit:
+    """A hook that lets a network be asked `_PASSES` times."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __call__(self, network: nn.Module, arguments: Any) -> None:
+        self.passes += 1
+        if self.passes > _PASSES:
+            raise _EnoughError
+
+
+@dataclass(frozen=True)
+class _EmptyBank:
+    """In place of a `PromptBank`: embeddings as large as its own."""
+
+    prompts: Prompts
+
+    def __call__(self, cond: Tensor, like: Tensor) -> Embeddings:
+        """See `PromptBank`: distinct rows are stacked, then spread."""
+        distinct, rows = min(len(cond), len(self.prompts.source)), torch.zeros_like(cond)
+        shapes = {name: part.shape[1:] for name, part in self.prompts.negative.items()}
+        stacked = {name: torch.zeros(distinct, *shape, dtype=like.dtype) for name, shape in shapes.items()}
+        return {name: part[rows] for name, part in stacked.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _EmptyBank:
+        return self
+
+
+def _cached_bytes(prompts: Prompts) -> int:
+    row = sum(_bytes(part) for part in prompts.negative.values())
+    return min(prompts.cache_bytes, len(prompts.source) * row)
+
+
+def _replay_bytes(stage: _Stage, rows: int, batch: StateBatch) -> int:
+    """Of every source's buffer: rows drawn again, and a block."""
+    replay, row = stage.config.replay, sum(_bytes(part) for part in vars(batch).values()) // rows
+    blocks = [stage.recipe.rows_per_block(origin) for origin in stage.recipe.priors.origins]
+    return sum(min(replay.capacity, replay.reuse * rows + block) * row for block in blocks)
+
+
+def _tensors(network: nn.Module) -> Iterable[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,150 @@
+"""Pins which models can be students of a teacher, and why another cannot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from worlds import WORDS, asked, tiny_teacher
+
+from ddil_ray.diffusion.schedule import CosineVP
+from ddil_ray.diffusion.solver import sample
+from ddil_ray.diffusion.timegrid import uniform_grid
+from ddil_ray.errors import ConfigError
+from ddil_ray.models import load_model
+from ddil_ray.models.match import check_student, load_student
+from ddil_ray.models.unet import new_unet
+from ddil_ray.testing import tiny_model
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    return tiny_teacher("stable_diffusion", tmp_path / "teacher")
+
+
+def saved(tmp_path, **scheduler):
+    (tmp_path / "student").mkdir()
+    return tiny_teacher("stable_diffusion", tmp_path / "student", **scheduler).folder
+
+
+def edited(folder, component, **changes):
+    path = folder / component / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(folder)
+
+
+def test_a_student_of_another_prediction_type_converts_by_its_own(tmp_path, teacher):
+    """Where it starts it samples as its own pipeline does, on the teacher's prompts."""
+    folder = saved(tmp_path, prediction_type="v_prediction")
+    student = load_student(str(folder), teacher)
+    assert (teacher.prediction.value, student.prediction.value) == ("epsilon", "v_prediction")
+    assert student.network.bank is teacher.network.bank
+    noise = torch.randn(3, *student.sample_shape, generator=torch.Generator().manual_seed(3))
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        prompt=WORDS, latents=noise, num_inference_steps=4, guidance_scale=1.0, output_type="latent"
+    ).images
+    ours = sample(
+        student.denoiser(), noise, times=uniform_grid(4), cond=torch.arange(3), w=torch.zeros(3),
+        schedule=student.schedule,
+    )  # fmt: skip
+    torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=2e-4)
+
+
+def test_a_smaller_student_has_the_rest_of_its_pipeline_from_the_teacher(tmp_path, teacher):
+    folder = saved(tmp_path)
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    UNet2DConditionModel.from_config({**config, "mid_block_type": None}).save_pretrained(folder / "unet")
+    student = load_student(str(folder), teacher)
+    assert asked(student).shape == asked(teacher).shape
+    sizes = [sum(p.numel() for p in m.network.parameters()) for m in (student, teacher)]
+    assert sizes[0] < sizes[1]
+    assert student.folder == teacher.folder
+    assert student.bottleneck != teacher.bottleneck
+
+
+@pytest.mark.parametrize(
+    ("component", "changes", "expected"),
+    [
+        ("unet", {"sample_size": 16}, r"sample shape, \(4, 8, 8\), but has \(4, 16, 16\) instead"),
+        ("vae", {"scaling_factor": 0.13025}, r"latents, scaling 0.5, shift 0.0, but has scaling 0.13025, shift 0.0"),
+        ("vae", {"shift_factor": 0.1}, r"latents, .* but has scaling 0.5, shift 0.1"),
+        ("text_encoder", {"hidden_size": 32}, r"text encoders \(by width\), text_encoder 16, but has text_encoder 32"),
+    ],
+)
+def test_pipelines_of_another_world_are_refused(tmp_path, teacher, component, changes, expected):
+    with pytest.raises(ConfigError, match=f"`student.model` must have the teacher's {expected}"):
+        load_student(edited(saved(tmp_path), component, **changes), teacher)
+
+
+def test_another_set_of_text_encoders_is_refused(tmp_path, teacher):
+    folder = saved(tmp_path)
+    (folder / "text_encoder_2").mkdir()
+    (folder / "text_encoder_2" / "config.json").write_text(json.dumps({"d_model": 64}))
+    with pytest.raises(ConfigError, match=r"text_encoder 16, but has text_encoder 16, text_encoder_2 64 instead"):
+        load_student(str(folder), teacher)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [({"beta_end": 0.02}, "alpha"), ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "alpha")],
+)
+def test_another_schedule_is_refused(tmp_path, teacher, scheduler, expected):
+    folder = saved(tmp_path)
+    config = DDIMScheduler.load_config(folder / "scheduler")
+    DDIMScheduler.from_config({**config, **scheduler}).save_pretrained(folder / "scheduler")
+    with pytest.raises(ConfigError, match=rf"teacher's noise schedule, whose {expected} at t = .* instead"):
+        load_student(str(folder), teacher)
+
+
+def test_conventions_for_the_clean_end_are_no_difference(tmp_path, teacher):
+    folder = saved(tmp_path)
+    config = DDIMScheduler.load_config(folder / "scheduler")
+    DDIMScheduler.from_config({**config, "set_alpha_to_one": False}).save_pretrained(folder / "scheduler")
+    assert load_student(str(folder), teacher).schedule is teacher.schedule
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sample_shape": (1, 8, 9)}, "sample shape"),
+        ({"num_conditions": 12}, "number of classes, 11, but has 12 instead"),
+        ({"num_conditions": None, "prompted": True}, "kind of conditions, classes, but has prompts instead"),
+        ({"num_conditions": None}, "kind of conditions, classes, but has none instead"),
+        ({"schedule": CosineVP()}, ""),
+    ],
+)
+def test_models_of_factories_are_checked_as_far_as_they_tell(changes, expected):
+    teacher = tiny_model()
+    student = replace(teacher, **changes)
+    if not expected:
+        check_student(student, teacher)
+        return
+    with pytest.raises(ConfigError, match=f"`student.model` must have the teacher's {expected}"):
+        check_student(student, teacher)
+
+
+def test_pixels_are_no_latents(tmp_path, teacher):
+    unet = new_unet(sample_shape=(4, 8, 8), num_classes=None, block_out_channels=(8, 16))
+    DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pixels")
+    with pytest.raises(ConfigError, match=r"teacher's latents, scaling 0.5, shift 0.0, but has pixels instead"):
+        load_student(str(tmp_path / "pixels"), teacher)
+
+
+def test_what_cannot_be_loaded_is_said_of_the_student(tmp_path):
+    with pytest.raises(ConfigError, match=r"`student.model` must be a diffusers pipeline folder") as caught:
+        load_student(str(tmp_path), tiny_model())
+    assert "teacher.model" not in str(caught.value)
+
+
+def test_epsilon_without_terminal_signal_is_refused_of_a_student_too(tmp_path, teacher):
+    folder = saved(tmp_path)
+    config = DDIMScheduler.load_config(folder / "scheduler")
+    DDIMScheduler.from_config({**config, "rescale_betas_zero_snr": True}).save_pretrained(folder / "scheduler")
+    with pytest.raises(ConfigError, match=r"`prediction_type`.*zero terminal SNR"):
+        load_student(str(folder), load_model(str(teacher.folder)))
