@@ -5,6 +5,7 @@ To add a command: a module with a function, and a row in `_COMMANDS`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -50,6 +51,8 @@ for _name, _command in _COMMANDS.items():
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad input, 1 failed, 130 or 143 stopped by a signal."""
+    # Read when torch is loaded. Threads of torch that spin while they wait make a busy machine tens of times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(args=arguments, prog_name="ddil-ray")
     except DdilError as error:

@@ -175,6 +175,10 @@ def _new_denoiser(config: TextTeacherConfig, vae: AutoencoderKL) -> UNet2DCondit
             attention_head_dim=model.attention_heads,  # which diffusers reads as their number
             norm_num_groups=model.norm_num_groups,
             cross_attention_dim=config.text.width,
+            # Ours: the prompt as a whole also enters with the time, and scales features, which few images teach sooner.
+            addition_embed_type="text",
+            addition_embed_type_num_heads=config.text.heads,
+            resnet_time_scale_shift="scale_shift",
         )
     except ValueError as error:
         raise ConfigError(f"`model` must describe a UNet2DConditionModel, but diffusers refuses it: {error}") from error
