@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import nn
 
@@ -125,6 +124,8 @@ def save_lora(folder: Path, model: DiffusionModel) -> bool:
 
 
 def _pipeline_class(folder: Path) -> Any:
+    import diffusers
+
     return getattr(diffusers, json.loads((folder / "model_index.json").read_text())["_class_name"])
 
 
