@@ -28,3 +28,10 @@ def test_modules_are_short_and_say_what_they_are_for(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_an_actor_starts_without_model_libraries():
+    """They cost each of a run's processes seconds, and a factory's network needs none of them."""
+    heavy = "{'diffusers', 'transformers', 'peft', 'mlflow'}"
+    script = f"import ddil_ray.runtime.stages, ddil_ray.runtime.worker, sys; assert not {heavy} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -82,7 +82,9 @@ def assert_close(estimated, measured):
     assert sum(estimated.parts.values()) == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", ["lcm", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "lcm")]
+)
 @pytest.mark.parametrize("name", ["latent", pytest.param("digits", marks=pytest.mark.slow)])
 def test_every_role_takes_what_was_estimated(given, name, objective):
     recipe, made = made_of(given, name, objective)
