@@ -17,6 +17,11 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["DDIL_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

@@ -15,16 +15,15 @@ To add a family: see `family`, and a row in `FAMILIES`.
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import json
-import tempfile
 from importlib import resources
 from pathlib import Path
 
-from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.errors import ConfigError
 from ddil_ray.factory import is_factory
 from ddil_ray.models.family import Family
+from ddil_ray.models.fetch import fetch_hub, fetch_url
 from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.module import load_module
@@ -79,8 +78,8 @@ def local_folder(spec: str) -> Path:
     if spec.startswith("builtin:"):
         return _find_builtin(spec.removeprefix("builtin:"))
     if "://" in spec:
-        return _fetch_url(spec)
-    return Path(spec) if Path(spec).exists() else _fetch_hub(spec)
+        return fetch_url(spec)
+    return Path(spec) if Path(spec).exists() else fetch_hub(spec)
 
 
 def student_of(
@@ -143,37 +142,3 @@ def _family_of(folder: Path) -> Family:
         f"`teacher.model` must hold one of {known}, but {folder} holds "
         f"{', '.join(map(str, classes)) or 'no component'} instead."
     )
-
-
-def _fetch_url(url: str) -> Path:
-    import fsspec
-
-    local = _fetched()
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-        fs.get(path.rstrip("/") + "/", f"{local}/", recursive=True)
-    except Exception as error:  # every filesystem has errors of its own
-        raise ConfigError(
-            f"`teacher.model` must be a readable folder, but {url!r} failed: {error}. Check the address and "
-            "its credentials."
-        ) from error
-    return local
-
-
-def _fetched() -> Path:
-    """A folder for a fetched pipeline, kept as long as this process: components are read from it when needed."""
-    folder = tempfile.TemporaryDirectory(prefix="ddil-ray-model-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
-
-
-def _fetch_hub(spec: str) -> Path:
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(spec))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"`teacher.model` must be an existing folder, a URL, `module.path:factory`, `builtin:NAME` or a hub id, "
-            f"but {spec!r} is no local path and could not be fetched as a hub id: {first_line(error)}"
-        ) from error

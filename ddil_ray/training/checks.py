@@ -52,8 +52,8 @@ def check_embeddings(source: EmbeddingSource, negative: Embeddings, name: str) -
         )
 
 
-def discriminated_layer(student: DiffusionModel, chosen: str | None) -> str:
-    """Name of the submodule that a discriminator reads."""
+def discriminated_layer(student: DiffusionModel, chosen: str | None, *, probe: bool) -> str:
+    """Name of the submodule that a discriminator reads; with `probe`, one that was seen to give features."""
     layer = chosen or student.bottleneck
     names = [name for name, _ in student.network.named_modules() if name]
     if layer is None:
@@ -68,7 +68,7 @@ def discriminated_layer(student: DiffusionModel, chosen: str | None) -> str:
             f"`objective.gan_layer` must be a submodule of the student's network, but is {layer!r} instead. "
             f"The closest are {', '.join(close)}."
         )
-    if not _gives_features(student, layer):
+    if probe and not _gives_features(student, layer):
         raise ConfigError(
             f"`objective.gan_layer` must be a submodule that is called with every image and gives a tensor of features "
             f"(B, ..., C), but {layer!r} does not. Name a block, such as the last one before the network widens again."

@@ -89,8 +89,13 @@ class Recipe:
         segment = None if states.mixed_segment == "trajectory" else states.mixed_segment
         return Mixing(_prior(states.mixed_teacher_probability), segment, states.mixed_takeover)
 
-    def objective(self, student: DiffusionModel, images: Tensor) -> Objective:
-        """The method, for `student`; `images` calibrate a threshold that is per channel.
+    def objective(self, student: DiffusionModel, images: Tensor, *, probe: bool = False) -> Objective:
+        """The method, for `student`.
+
+        Args:
+            student: any of the run.
+            images: calibrate a threshold that is per channel.
+            probe: pass a row through the network to see that a discriminator's layer gives features.
 
         Raises:
             ConfigError: a discriminator that is to read what is no layer of the student's network, or a grid of times
@@ -101,7 +106,7 @@ class Recipe:
         if config.type != "pd" and self.config.states.teacher_substeps is not None:
             settings["teacher_substeps"] = self.config.states.teacher_substeps
         if config.type == "dmd2" and config.gan_weight > 0:
-            settings["gan_layer"] = discriminated_layer(student, config.gan_layer)
+            settings["gan_layer"] = discriminated_layer(student, config.gan_layer, probe=probe)
         objective = OBJECTIVES[config.type](student.schedule, threshold=self.target_threshold(images), **settings)
         check_exported_grid(config.type, objective, student)
         return objective
@@ -205,7 +210,7 @@ class Recipe:
         data = self.load_data(teacher) if data is None else data
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
-        objective = self.objective(self.student_of(teacher), data.images)
+        objective = self.objective(self.student_of(teacher), data.images, probe=True)
         plans = self.plans(len(objective.phases))
         threshold = self.teacher_threshold(data.images)
         return Ingredients(teacher, data, objective, plans, threshold, self.max_staleness(plans), prompts)

@@ -136,3 +136,13 @@ def test_networks_of_another_shape_load(tmp_path):
     )  # fmt: skip
     DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path)
     assert load_model(str(tmp_path)).sample_shape == (3, 8, 16)
+
+
+def test_a_pipeline_elsewhere_is_fetched_once_and_again_when_it_changes(tmp_path):
+    DDIMPipeline(unet=small_unet(None), scheduler=DDIMScheduler()).save_pretrained(tmp_path)
+    url = f"file://{tmp_path}"
+    first = load_model(url).folder
+    assert load_model(url).folder == first
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text() + "\n")
+    assert load_model(url).folder != first
