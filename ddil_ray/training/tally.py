@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional as F  # noqa: N812 - torch's own short name
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["REST", "GpuAutocast", "TensorTally"]
+__all__ = ["REST", "TensorTally"]
 
 REST = "activations"
 """The part of whatever has no other name: activations, batches and temporary tensors."""
@@ -116,29 +115,6 @@ class _Clones(TorchFunctionMode):
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
         return memo[id(tensor)]
-
-
-class GpuAutocast(TorchFunctionMode):
-    """Lets autocast on the CPU keep what it keeps on a GPU: norms and softmax are there in float32.
-
-    Source: torch's list of "CUDA Ops that can autocast to float32".
-
-    Args:
-        active: False to change nothing.
-    """
-
-    def __init__(self, active: bool) -> None:
-        super().__init__()
-        self.active = active
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`func`, of float32 where it is one of them."""
-        if self.active and func in _IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
-            args = [part.float() if isinstance(part, Tensor) else part for part in args]
-        return func(*args, **(kwargs or {}))
-
-
-_IN_FLOAT32 = {F.group_norm, F.layer_norm, F.softmax, torch.softmax, Tensor.softmax}
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

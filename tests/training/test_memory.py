@@ -148,9 +148,11 @@ def test_measuring_and_sampling_take_what_was_estimated(given):
     assert_close(found["evaluation"], peak_bytes(sampler, lambda s: s[0](noise, cond)))
 
 
-def test_a_gpu_is_told_from_the_memory_beside_it(given):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_gpu_is_told_from_the_memory_beside_it(given, checkpointing):
     """Autocast keeps norms in float32 there, and buffers of states and prompts stay with the CPU."""
-    recipe, made = made_of(given, "latent", "pd", states={"forward": 1.0}, trainer={"precision": "bf16"})
+    trainer = {"precision": "bf16", "gradient_checkpointing": checkpointing}
+    recipe, made = made_of(given, "latent", "pd", states={"forward": 1.0}, trainer=trainer)
     cpu, gpu = (estimate(recipe, made, on_gpu=names)["trainer"] for names in ((), ("trainer",)))
     assert gpu.parts["activations"] > 1.2 * cpu.parts["activations"]
     assert (gpu.device_bytes, gpu.host_bytes) == (sum(gpu.parts.values()), sum(gpu.host.values()))

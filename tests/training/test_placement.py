@@ -100,7 +100,7 @@ def test_compiled_networks_learn_as_others_and_so_do_the_copies_that_a_method_ma
     assert updates[1] == pytest.approx(updates[0], rel=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 5e-2), ("fp16", 5e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 2e-2), ("fp16", 2e-3)])
 def test_a_teacher_in_halves_answers_nearly_the_same_from_half_the_memory(latent, dtype, tolerance):
     labels, sizes = [], []
     for kept in ("fp32", dtype):
