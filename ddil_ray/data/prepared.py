@@ -22,6 +22,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -175,6 +176,8 @@ def load_prepared(source: str, *, bucket: str | None) -> ImageData:
         DataError: unreadable, or no such bucket.
     """
     index = read_index(source)
+    if "://" not in source:
+        source = str(Path(source).resolve())  # read by other processes too, in working directories of their own
     prompts = None
     if index.conditions == "prompts":
         prompts = PreparedPrompts(source, tuple(index.prompt_files), tuple(index.embeddings))

@@ -227,6 +227,15 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
 
 
+def _anchored(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the local paths of models made absolute: Ray's workers have working directories of their own."""
+    for group, name in (("teacher", "model"), ("teacher", "weights"), ("student", "model")):
+        value = config[group][name]
+        if value is not None and Path(value).exists():
+            config[group][name] = str(Path(value).resolve())
+    return config
+
+
 def _context(recipe: Recipe, made: Ingredients, hub: Any) -> RunContext:
     """What every actor of the run gets."""
     import ray
@@ -234,7 +243,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any) -> RunContext:
     from ddil_ray.runtime.context import RunContext
 
     return RunContext(
-        config=recipe.config.model_dump(mode="json"),
+        config=_anchored(recipe.config.model_dump(mode="json")),
         hub=hub,
         images=ray.put(made.data.images.numpy()),
         labels=ray.put(made.data.labels.numpy()),
