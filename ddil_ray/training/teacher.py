@@ -61,6 +61,7 @@ def scheduler_config(schedule: Schedule) -> dict[str, Any]:
         "beta_start": 1e-4,
         "beta_end": 0.02,
         "timestep_spacing": "trailing",
+        "steps_offset": 1,  # trailing has none; pipelines of diffusers warn of another number
         "clip_sample": False,
         **schedule.model_dump(),
     }

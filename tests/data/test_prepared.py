@@ -62,3 +62,12 @@ def test_what_was_not_prepared_is_refused(tmp_path):
         load_images(str(tmp_path), bucket="8x8")
     with pytest.raises(DataError, match=r"has no readable dataset.json"):
         load_images(str(tmp_path / "latents"), format="prepared")
+
+
+def test_prompts_are_found_from_other_working_directories(tmp_path, monkeypatch):
+    """As Ray's workers have."""
+    embedded, _ = write(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    data = load_images("data")
+    monkeypatch.chdir("/")
+    assert torch.equal(data.prompts.rows([1])["prompt"], embedded["prompt"][[1]])
