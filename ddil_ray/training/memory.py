@@ -159,9 +159,11 @@ class _Stage:
 
     def expert(self, *, acts: bool, asked: bool = True) -> tuple[Expert, DiffusionModel | None]:
         """The networks of an actor, as it holds them."""
+        networks = list(self.networks())
         with self.tally.building():
             expert, student = actor_networks(
-                *self.networks(),
+                networks.pop(0),
+                networks.pop(),
                 config=self.config,
                 objective=self.made.objective,
                 threshold=self.made.threshold,
@@ -172,6 +174,7 @@ class _Stage:
         self.name("teacher", expert.teacher)
         self.name("next teacher", expert.student)
         self.name("student", student)
+        self.tally.restart()
         return expert, student
 
     def memory(self, host: dict[str, int] | None = None, *, offloaded: Collection[str] = ()) -> RoleMemory:
@@ -184,8 +187,8 @@ class _Stage:
 
 def _trainer(stage: _Stage) -> RoleMemory:
     recipe, trainer, objective = stage.recipe, stage.config.trainer, copy.copy(stage.made.objective)
+    teacher, student = stage.networks()
     with stage.tally.building():
-        teacher, student = stage.networks()
         trained(student, stage.config, "cpu")
         if objective.asks_in_trainer:
             teacher = teaching(teacher, stage.config, "cpu")
@@ -273,8 +276,8 @@ def _shift(stage: _Stage) -> RoleMemory:
 def _evaluation(stage: _Stage) -> RoleMemory:
     objective, settings = stage.made.objective, stage.config.evaluation
     measured = [p for p in objective.phases if p.student_steps in settings.steps] if objective.fixed_steps else [None]
+    teacher, student = stage.networks()
     with stage.tally.building():
-        teacher, student = stage.networks()
         students = [student.copy() for _ in measured]
     del student
     stage.name("teacher", teacher)
@@ -295,6 +298,7 @@ def _evaluation(stage: _Stage) -> RoleMemory:
     )
     rows = min(settings.batch_size, settings.num_samples)
     with stage.counting():
+        stage.tally.restart()
         cond = stage.labels[torch.zeros(rows, dtype=torch.int64)]
         sampler(torch.zeros(rows, *teacher.sample_shape), cond, batch_size=rows)
     return stage.memory()
