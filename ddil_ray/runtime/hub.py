@@ -9,18 +9,22 @@ rules are in `HubState` and `Measured`, which need no Ray; `Hub` adds the transp
 | every rank | should_stop(step) | nothing |
 | state actors | start_of, admit | the trainer to begin; phase and version of their block |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
-| driver | drain, request_stop, training_ended | nothing |
+| streams' executors | pool_sizes, cannot_resize | nothing |
+| driver | drain, request_stop, training_ended, resize | nothing |
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
 
 if TYPE_CHECKING:
@@ -131,10 +135,13 @@ class Hub:
 
     Args:
         measure_every: steps between the weights that a monitor gets; None where there is no monitor.
+        pools: bounds of the actor pools.
     """
 
-    def __init__(self, measure_every: int | None = None) -> None:
+    def __init__(self, measure_every: int | None = None, pools: Mapping[str, Bounds] | None = None) -> None:
         self.state = HubState()
+        self.sizing = Sizing(pools or {})
+        self._cannot_resize: str | None = None
         self._measured = Measured(None if measure_every is None else Cadence(measure_every))
         self._changed = asyncio.Condition()
         self._student: Any = None
@@ -207,6 +214,25 @@ class Hub:
     async def push(self, record: dict[str, float]) -> None:
         """Keep a record until the driver takes it; the oldest go if the driver does not."""
         self.state.records.append(record)
+        if "trainer/stall_share" in record:
+            self.sizing.observe(record, now=time.monotonic())
+
+    async def pool_sizes(self, counts: dict[str, int]) -> dict[str, int]:
+        """See `Sizing.report`."""
+        wanted, changed = self.sizing.report(counts)
+        if changed:
+            self.state.records.append({"step": max(0, self.state.seen_step), **changed})
+        return wanted
+
+    async def resize(self, bounds: dict[str, Bounds]) -> str | None:
+        """See `Sizing.resize`; why it cannot be done, if it cannot."""
+        if self._cannot_resize is None:
+            self.sizing.resize(bounds)
+        return self._cannot_resize
+
+    async def cannot_resize(self, reason: str) -> None:
+        """An executor cannot change the sizes of its pools."""
+        self._cannot_resize = reason
 
     async def drain(self) -> list[dict[str, float]]:
         """Take all records."""

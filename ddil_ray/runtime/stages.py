@@ -19,7 +19,7 @@ from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.runtime.hub import Grant
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
-from ddil_ray.training.optimizer import PRECISIONS
+from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.placement import actor_networks
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, StateMaker
 from ddil_ray.training.recipe import Recipe
@@ -96,7 +96,6 @@ class Stage:
         self.conditions = Conditions(shared_tensor(context.labels), self.recipe.guidance)
         student = self.recipe.student_of(self.teacher)
         self.objective = self.recipe.objective(student, self.images)
-        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
         self.expert, self.student = actor_networks(
             self.teacher,
             student,
@@ -143,9 +142,11 @@ class StateStage(Stage):
             student=self.student,
             expert=self.expert,
             mixing=self.recipe.mixing,
-            autocast=self.autocast,
+            autocast=self.recipe.rollout_autocast,
             device=self.device,
         )
+        self.fused = fused
+        self.kept = kept_blocks(self.recipe, self.origin, self.conditions.pool, folder=context.kept)
         self.blocks = stream_blocks(
             self.recipe,
             self.origin,
@@ -160,10 +161,11 @@ class StateStage(Stage):
         block = self.blocks[min(place, len(self.blocks) - 1)]
         self._admitted(block.phase, block.min_version, self.maker if self.maker.student else None)
         rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
-        states = self.maker.make(StateRequest(self.origin, block.phase, block.index, rows, seed, block.progress))
-        if self.recipe.config.labels.placement == "fused":
-            states = self._label(states)
-        return states.to_columns()
+        request = StateRequest(self.origin, block.phase, block.index, rows, seed, block.progress)
+        if self.kept is not None:  # with labels, which a pool behind then passes on
+            return self.kept.block(request, self.expert, lambda r: self._label(self.maker.make(r))).to_columns()
+        states = self.maker.make(request)
+        return (self._label(states) if self.fused else states).to_columns()
 
 
 class LabelStage(Stage):
@@ -175,5 +177,7 @@ class LabelStage(Stage):
     def __call__(self, batch: Columns) -> Columns:
         """The same rows with labels."""
         states = StateBatch.from_columns(batch)
+        if states.label.numel():  # kept with it
+            return batch
         self._admitted(int(states.phase[0]), -1, None)
         return self._label(states).to_columns()
