@@ -6,6 +6,7 @@ import time
 
 import pytest
 import ray
+import torch
 from publishing import Rank0, tensors
 from runs import PD, small_run
 
@@ -93,7 +94,8 @@ def test_a_monitor_that_fails_says_why(run):
     hub, context, _ = run
     said = []
     monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
-    ray.get(hub.start_phase.remote(0, 0, [ray.put({})], []))
+    other = Rank0.remote(hub, 0, {})
+    ray.get(other.publish.remote(0, 0, [torch.zeros(1, dtype=torch.float64)]))
     deadline = time.monotonic() + 180
     while monitor.watch():
         assert time.monotonic() < deadline
@@ -105,8 +107,8 @@ def test_a_monitor_that_fails_says_why(run):
 
 def test_the_end_waits_for_the_last_measurement_no_longer_than_it_may(run):
     """The actor needs seconds to start; the bound is half a second, and a signal ends the wait before."""
-    hub, context, weights = run
-    ray.get(hub.start_phase.remote(0, 0, weights(), []))
+    _, context, publish = run
+    publish(0, 0)
     for wait_s, goes_on in ((0.5, True), (60.0, False)):
         said = []
         settings = small_run(shift={**SHIFT, "wait_s": wait_s}).shift
