@@ -121,7 +121,7 @@ class Publisher:
         if parcel is not None:
             self._send(parcel)
         elif self._sent is not None and ray.get(self._hub.begun.remote()) != self._token:
-            self._send(self._sent)
+            self._announce(self._sent)
         with self._changed:
             self._busy = False
             self._changed.notify_all()
@@ -130,15 +130,20 @@ class Publisher:
         _LAID_OUT["student"] = parcel.student.on_host()
         if parcel.teacher is not None:
             _LAID_OUT["teacher"] = parcel.teacher
+        self._announce(parcel)
+        free = self._sent if parcel.student.is_on_host else parcel  # what was laid out is kept
+        with self._changed:
+            self._spare = [free.student] if free is not None else []
+        self._sent = parcel
+
+    def _announce(self, parcel: _Parcel) -> None:
+        """Let the hub take what is laid out."""
         teacher = partial(_laid_out, "teacher") if parcel.teacher is not None else None
         publication = Publication(parcel.phase, parcel.version, self._me, partial(_laid_out, "student"), teacher)
         while not ray.get(self._hub.publish.remote(self._token, publication)):
             if ray.get(self._hub.begun.remote()) != 0:
                 raise RunFailedError("The trainer must be the only one of its run, but another has begun.")
             self._begin()  # the hub was started again
-        if self._sent is not None and self._sent is not parcel:
-            self._spare = [self._sent.student]
-        self._sent = parcel
 
 
 def _laid_out(name: str) -> FlatWeights:
