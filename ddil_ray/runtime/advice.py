@@ -23,7 +23,7 @@ def advice(record: Mapping[str, float]) -> str | None:
     if record.get("trainer/stall_share", 0.0) < _STALLS:
         return None
     name = max(_ROLES, key=lambda source: record.get(f"trainer/stall_share/{source}", 0.0))
-    pools = {_ROLES[name]: name, "labels": f"{name} labels"}
+    pools = {_ROLES[name]: name, "labels": f"labels/{name}"}
     busy = {role: record[key] for role, p in pools.items() if (key := f"actors/busy_share/{p}") in record}
     if not busy:
         return None

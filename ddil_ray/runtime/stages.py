@@ -174,6 +174,6 @@ class LabelStage(Stage):
     def __call__(self, batch: Columns) -> Columns:
         """The same rows with labels."""
         states = StateBatch.from_columns(batch)
-        stream = f"{Origin(int(states.origin[0])).label} labels"
+        stream = f"labels/{Origin(int(states.origin[0])).label}"
         self._admitted(stream, int(states.phase[0]), None, None)
         return self._label(states).to_columns()
