@@ -173,14 +173,19 @@ class Replay(Group):
     reuse: Count = Field(1, description="times each row is trained on")
     max_staleness: Count | None = Field(
         None,
-        description="oldest student weights a row may come from, in steps; default: what cannot stall, twice",
+        description="oldest student weights a row may come from, in steps; default: what cannot stall, and as much "
+        "again, or more where that many blocks are made at once",
     )
+    ahead: Count = Field(4, description="blocks per source and worker that may lie ready before they are needed")
 
 
 class Sync(Group):
     """Publication of student weights."""
 
     every: Count = Field(20, description="steps between publications")
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what float32 weights travel in; bf16 takes half the bytes and rounds the rollouts' student"
+    )
 
 
 class _Resources(Group):

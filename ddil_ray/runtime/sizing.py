@@ -149,20 +149,25 @@ class Sizing:
                 changed[f"actors/count/{name}"] = float(count)
         return {name: self._pools[name].wanted for name in counts}, changed
 
-    def observe(self, record: Mapping[str, float], *, now: float) -> None:
+    def actors(self, source: str) -> int:
+        """How many actors make and label the states of `source`."""
+        return sum(pool.count for name, pool in self._pools.items() if source in (name, name.removeprefix("labels/")))
+
+    def observe(self, record: Mapping[str, float], busy_s: Mapping[str, float], *, now: float) -> None:
         """Follow the rule where a pool has bounds to move in.
 
         Args:
-            record: metrics of the trainer since the last one: `trainer/stall_share`, the same of a source with its name
-                behind, and `actors/busy_share/<pool>`. A pool that is not named is left as it is.
+            record: metrics of the trainer since the last one: `trainer/stall_share`, and the same with a source's name
+                behind where the trainer waited for it.
+            busy_s: seconds that the actors of a pool worked meanwhile, all together.
             now: seconds of any clock.
         """
         seconds, self._last = (0.0 if self._last is None else now - self._last), now
         for name, pool in self._pools.items():
-            busy = record.get(f"actors/busy_share/{name}")
-            stall = record.get(f"trainer/stall_share/{name.removeprefix('labels/')}")
-            if pool.bounds[0] == pool.bounds[1] or pool.count == 0 or busy is None or stall is None:
+            if pool.bounds[0] == pool.bounds[1] or pool.count == 0 or seconds <= 0:
                 continue
-            pool.add(seconds, Load(stall, record["trainer/stall_share"], busy))
+            stall = record.get(f"trainer/stall_share/{name.removeprefix('labels/')}", 0.0)
+            busy = busy_s.get(name, 0.0) / (pool.count * seconds)
+            pool.add(seconds, Load(stall, record.get("trainer/stall_share", 0.0), busy))
             if pool.seconds > 0:
                 pool.decide(self.rule)

@@ -31,12 +31,12 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
     """
 
     def build() -> Dataset:
-        from ddil_ray.runtime.stages import stream_blocks
+        from ddil_ray.runtime.stages import stream_plan
 
         recipe = context.recipe
-        incarnation = ray.get(context.hub.incarnation_of.remote(origin.label))
-        blocks = stream_blocks(recipe, origin, phases=phases, start_step=0, max_staleness=0)
-        requests = [pa.table({"place": pa.array([place])}) for place in range(len(blocks))]
+        incarnation = ray.get(context.hub.incarnation.remote())
+        plan = stream_plan(recipe, origin, phases=phases, start_step=0, max_staleness=0)
+        requests = [pa.table({"place": pa.array([place])}) for place in range(len(plan))]
         role, labels = (_least(r) for r in (recipe.role_of(origin), recipe.config.labels))
         dataset = from_blocks(requests).map_batches(
             StageCall,

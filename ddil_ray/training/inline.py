@@ -24,7 +24,7 @@ from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.placement import actor_networks, frozen, trained
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Ingredients, Recipe
-from ddil_ray.training.weights import FlatWeights, flatten_weights
+from ddil_ray.training.wire import FlatWeights, flatten_weights
 
 if TYPE_CHECKING:
     from ddil_ray.training.shift import ShiftMeter
@@ -215,6 +215,5 @@ def requests(recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan]) -> It
     """What `origin` is asked for in a run, in order; the same as a Ray run of one worker asks for."""
     rows = recipe.rows_per_block(origin)
     for phase, plan in enumerate(plans):
-        for index in range(plan.blocks(origin, rows)):
-            progress = plan.progress(origin, index, rows)
+        for index, progress in enumerate(plan.progress(origin, rows).tolist()):
             yield StateRequest(origin, phase, index, rows, recipe.config.seed, progress)

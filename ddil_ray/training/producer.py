@@ -14,7 +14,7 @@ from ddil_ray.objectives.objective import Objective
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
-from ddil_ray.training.weights import FlatWeights, load_weights
+from ddil_ray.training.wire import FlatWeights, load_weights
 
 __all__ = ["USES_STUDENT", "USES_TEACHER", "Expert", "StateMaker"]
 

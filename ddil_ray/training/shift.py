@@ -43,7 +43,7 @@ from ddil_ray.states.source import Conditions, Phase
 from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.producer import Expert
 from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import FlatWeights, load_weights
+from ddil_ray.training.wire import FlatWeights, load_weights
 
 __all__ = ["ProbeRows", "ShiftMeter", "ShiftProbe"]
 

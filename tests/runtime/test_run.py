@@ -164,6 +164,18 @@ def test_consistency_distillation_survives_a_killed_rollout_actor_and_loses_noth
 
 
 @pytest.mark.slow
+def test_training_goes_on_when_the_hub_is_killed(run_dir):
+    config = _long(output=run_dir, states=THREE_SOURCES)
+    killed = when(_reached(config, 40), lambda: kill("ray::Hub"))
+    distill(config)
+    assert killed.result()
+    records = _training(config)
+    assert records[-1]["step"] == 150
+    assert max(r["step"] for r in records if "actors/busy_share/student" in r) == 150
+    _check_staleness(config)
+
+
+@pytest.mark.slow
 def test_a_killed_trainer_goes_on_from_its_checkpoint(run_dir):
     config = _long(output=run_dir)
     killed = when(_reached(config, 60), lambda: kill("ray::RayTrainWorker"))

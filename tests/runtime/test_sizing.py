@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ddil_ray.runtime.sizing import Load, Rule, Sizing
 
-IDLE = {"trainer/stall_share": 0.0, "trainer/stall_share/student": 0.0, "actors/busy_share/student": 0.1}
+IDLE = {"trainer/stall_share": 0.0, "trainer/stall_share/student": 0.0}, {"student": 1.0}
+"""Of ten seconds."""
 
 
 class _Pipeline:
@@ -46,18 +47,13 @@ class _Pipeline:
         self.stalled += max(0.0, there - self.now)
         self.now = max(self.now, there) + 1.0
 
-    def record(self, steps: int) -> dict[str, float]:
-        """What the trainer and the hub tell of `steps` updates."""
+    def record(self, steps: int) -> tuple[dict[str, float], dict[str, float]]:
+        """What the trainer tells of `steps` updates, and the seconds that actors worked."""
         since, self.stalled, self.busy = self.now, 0.0, 0.0
         for _ in range(steps):
             self.step()
-        took = self.now - since
-        stall = self.stalled / took
-        return {
-            "trainer/stall_share": stall,
-            "trainer/stall_share/student": stall,
-            "actors/busy_share/student": min(1.0, self.busy / (len(self.free) * took)),
-        }
+        stall = self.stalled / (self.now - since)
+        return {"trainer/stall_share": stall, "trainer/stall_share/student": stall}, {"student": self.busy}
 
 
 def _sizes(work_s, *, start, spread=0.15, seed=0, records=600, later=None):
@@ -70,7 +66,7 @@ def _sizes(work_s, *, start, spread=0.15, seed=0, records=600, later=None):
         targets, _ = sizing.report({"student": len(pipeline.free)})
         pipeline.resize(targets["student"])
         sizing.report({"student": targets["student"]})
-        sizing.observe(pipeline.record(10), now=pipeline.now)
+        sizing.observe(*pipeline.record(10), now=pipeline.now)
         sizes.append(targets["student"])
     return sizes
 
@@ -127,7 +123,7 @@ def test_a_wish_is_what_the_executor_gets_and_the_rule_leaves_it_alone():
     assert targets == {"student": 3, "labels/student": 1}
     assert changed == {"actors/count/student": 1.0, "actors/count/labels/student": 1.0}
     for now in range(0, 1000, 10):
-        sizing.observe(IDLE, now=float(now))
+        sizing.observe(*IDLE, now=float(now))
     targets, changed = sizing.report({"student": 3, "labels/student": 1})
     assert targets["student"] == 3
     assert changed == {"actors/count/student": 3.0}
@@ -139,17 +135,17 @@ def test_a_rule_that_is_fixed_by_a_wish_can_be_given_back():
     sizing.report({"student": 6})
     sizing.resize({"student": (1, 8)})
     for now in range(0, 1000, 10):
-        sizing.observe(IDLE, now=float(now))
+        sizing.observe(*IDLE, now=float(now))
         target = sizing.report({"student": 6})[0]["student"]
     assert target < 6
 
 
 def test_actors_that_the_cluster_does_not_start_are_not_added_to():
-    busy = {"trainer/stall_share": 0.3, "trainer/stall_share/student": 0.3, "actors/busy_share/student": 1.0}
+    busy = {"trainer/stall_share": 0.3, "trainer/stall_share/student": 0.3}, {"student": 10.0}
     sizing = Sizing({"student": (1, 8)})
     sizing.report({"student": 1})
     for now in range(0, 1000, 10):
-        sizing.observe(busy, now=float(now))
+        sizing.observe(*busy, now=float(now))
         targets, _ = sizing.report({"student": 1})
     assert targets == {"student": 2}
 
