@@ -92,7 +92,7 @@ def test_actors_come_and_go_while_training_and_no_row_is_lost_or_made_twice(run_
     share = {"num_gpus": 0.1}  # of the one that Ray was told of
     config = small_run(
         teacher={"model": "slow:slow_model"},
-        states={"forward": 0.5, "teacher": 0.5},
+        states={"forward": 0.5, "teacher": 0.5, "teacher_substeps": 1},
         trainer={"steps": 300, "batch_size": 16, **share},
         forward_states={"batch_size": 16, **share},
         teacher_rollouts={"batch_size": 16, **share},
@@ -121,6 +121,26 @@ def test_actors_come_and_go_while_training_and_no_row_is_lost_or_made_twice(run_
     losses = [r["loss"] for r in _training(folder)]
     inline = distill_inline(Recipe(config))
     assert losses == pytest.approx([r["loss"] for r in inline.records], rel=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pool_grows_by_itself_where_the_trainer_waits_for_it(run_dir):
+    """A block of teacher states takes about ten times as long as the two steps that use it up."""
+    share = {"num_gpus": 0.1}
+    config = small_run(
+        teacher={"model": "slow:slow_model"},
+        states={"forward": 0.5, "teacher": 0.5},
+        trainer={"steps": 200, **share},
+        forward_states={"batch_size": 16, "num_actors": (1, 2), **share},
+        teacher_rollouts={"batch_size": 16, "num_actors": (1, 3), **share},
+        output=run_dir,
+    )
+    distill(config)
+    journal = Path(run_dir) / "small" / "metrics.jsonl"
+    assert _counts(journal, "teacher")[:1] + _counts(journal, "teacher")[-1:] == [1, 3]
+    assert _counts(journal, "forward") == [1]
 
 
 def _training(folder: Path) -> list[dict]:
