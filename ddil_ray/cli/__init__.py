@@ -20,6 +20,7 @@ from ddil_ray.cli.evaluate import evaluate
 from ddil_ray.cli.export import export
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
+from ddil_ray.cli.scale import scale
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError
 
@@ -27,6 +28,7 @@ __all__ = ["app", "main"]
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
+    "scale": scale,
     "train-teacher": train_teacher,
     "prepare": prepare,
     "sample": sample,
