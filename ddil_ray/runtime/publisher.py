@@ -78,8 +78,7 @@ class Publisher:
             Exception: what an earlier publication failed with.
         """
         with self._changed:
-            if self._failure is not None:
-                raise self._failure
+            self._check()
             over = self._spare.pop() if self._spare else None
         parcel = _Parcel(phase, version, Snapshot(student, float32_as=self._float32_as, over=over), teacher)
         with self._changed:
@@ -89,9 +88,14 @@ class Publisher:
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Wait until the hub has what was published last."""
+        """Wait until the hub has what was published last.
+
+        Raises:
+            Exception: what a publication failed with.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._failure or not (self._waiting or self._busy))
+            self._check()
 
     def end(self) -> None:
         """`settle`, then stop."""
@@ -100,6 +104,10 @@ class Publisher:
             self._ended = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _begin(self) -> None:
         self._token = ray.get(self._hub.begin.remote(self._start_step, self._streams, self.reached))
