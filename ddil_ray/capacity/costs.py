@@ -78,6 +78,7 @@ class Costs:
     """Of a publication."""
 
 
+@virtual_time()  # nothing sleeps here, whether it is timed or not
 def declared(recipe: Recipe, made: Ingredients) -> Costs:
     """Of a run with a simulated teacher, by the time that its networks would sleep."""
     student = recipe.student_of(made.teacher)
@@ -96,6 +97,7 @@ def measured(recipe: Recipe, made: Ingredients) -> Costs:
     return _Costs(stages, timer, 1).of(made, "measured", update_s=update_s, publication_s=publication_s)
 
 
+@virtual_time()
 def counted(recipe: Recipe, made: Ingredients, accelerator: Accelerator) -> Costs:
     """Of the run's own networks by their floating-point operations on `accelerator`; no tensor of theirs is computed.
 

@@ -213,7 +213,7 @@ def _roles(
     recipe: Recipe, phases: list[list[Source]], loads: list[list[Load]], rows_per_s: float
 ) -> Iterator[RoleCapacity]:
     for role, load in _heaviest(loads).items():
-        needed, actors = rows_per_s * max(load.pools), _actors(recipe, role)
+        needed, actors = float(rows_per_s * max(load.pools)), _actors(recipe, role)
         yield RoleCapacity(
             role,
             len(load.pools),

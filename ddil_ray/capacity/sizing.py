@@ -55,8 +55,8 @@ def best_split(
 ) -> Split | None:
     """The split of `gpus` that trains on most rows per second; None where not even one of each fits.
 
-    For every number of workers the other GPUs go, one actor at a time, to the role that feeds least: no other split of
-    whole actors feeds more.
+    For every number of workers the other GPUs go, one actor at a time, to the role that feeds least, until all have
+    head-room: no other split of whole actors feeds more.
 
     Args:
         loads: of all roles but the trainer.
@@ -71,15 +71,14 @@ def best_split(
 
 def _with_workers(loads: Sequence[Load], workers: int, gpus: float, seconds: float) -> Split | None:
     actors = {load.role: 1 for load in loads}
-    left = gpus - sum(_cost(load) for load in loads)
+    left, trainer = gpus - sum(_cost(load) for load in loads), workers / seconds
     if left < -1e-9:
         return None
     slowest = min(loads, key=lambda load: load.rate(actors[load.role]))
-    while _cost(slowest) <= left + 1e-9 and slowest.rate(actors[slowest.role]) < math.inf and _cost(slowest) > 0:
+    while _cost(slowest) <= left + 1e-9 and slowest.rate(actors[slowest.role]) < HEADROOM * trainer:
         actors[slowest.role] += 1
         left -= _cost(slowest)
         slowest = min(loads, key=lambda load: load.rate(actors[load.role]))
-    trainer = workers / seconds
     return Split(workers, actors, min(trainer, slowest.rate(actors[slowest.role])), trainer)
 
 

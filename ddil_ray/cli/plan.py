@@ -174,8 +174,8 @@ def _print(recipe: Any, found: Mapping[str, Any]) -> None:
         f"{publication['seconds']:.2g} s, {publication['share']:.1%} of the time where the trainer waits for it",
         f"traffic   {_size(traffic['worker_in'])}/s of states into a worker, {_size(traffic['node_in'])}/s of weights "
         f"into a node; at most {_size(traffic['states'])} of states in object stores",
-        f"inline    as many GPUs that make their own states: {inline['naive']:.3g} rows/s if each draws its source, "
-        f"{inline['synchronised']:.3g} if all draw the same",
+        f"inline    as many GPUs that make their own states: {_rate(inline['naive'])} if each draws its source, "
+        f"{_rate(inline['synchronised'])} if all draw the same",
     )
     print_memory(found["memory"])
     if found["split"] is not None:
@@ -190,9 +190,13 @@ def _print(recipe: Any, found: Mapping[str, Any]) -> None:
 def _print_phases(capacity: Mapping[str, Any]) -> None:
     for phase in capacity["phases"]:
         print_lines(
-            f"phase     student of {phase['student_steps']} steps: {phase['rows_per_s']:.3g} rows/s of "
-            f"{capacity['ideal_rows_per_s']:.3g}, stall {phase['stall']:.1%}; limit: {phase['limit']}"
+            f"phase     student of {phase['student_steps']} steps: {_rate(phase['rows_per_s'])} of "
+            f"{_rate(capacity['ideal_rows_per_s'])}, stall {phase['stall']:.1%}; limit: {phase['limit']}"
         )
+
+
+def _rate(rows_per_s: float) -> str:
+    return f"{rows_per_s:,.0f} rows/s" if rows_per_s >= 100 else f"{rows_per_s:.3g} rows/s"
 
 
 def _size(count: float) -> str:

@@ -75,4 +75,4 @@ def virtual_time() -> Iterator[VirtualClock]:
     try:
         yield clock
     finally:
-        _clocks.remove(clock)
+        _clocks.pop()

@@ -45,9 +45,9 @@ def test_consistency_distillation_costs_what_its_passes_do():
 
 
 def test_rounds_of_progressive_distillation_cost_what_their_passes_do():
-    """At t = 1 nothing is asked, and the lowest state is not left: K - 1 stages for K states. A student is not guided."""
+    """At t = 1 nothing is asked, and the lowest state is not left: K - 1 stages for K states. A student is unguided."""
     pd = {"type": "pd", "teacher_steps": 16, "student_steps": [4, 2]}
-    costs = declared_costs(objective=pd, states={"student": 0.5, "teacher": 0.5})
+    costs = declared_costs(objective=pd, states={"forward": 0.0, "student": 0.5, "teacher": 0.5})
     first, second = costs.phases
     each = 16 * SD15.inference
     assert first.state_s[Origin.STUDENT] == pytest.approx([3 / 4 * each] * 5)
@@ -59,8 +59,8 @@ def test_rounds_of_progressive_distillation_cost_what_their_passes_do():
 
 
 def test_distribution_matching_asks_in_the_trainer():
-    """Per critic update: the student's samples, and generated and real rows through the critic. Per student update, every
-    fifth: the way back, a guided teacher and the fake score, and half of the critic for the discriminator."""
+    """Always: the student's samples, and generated and real rows through the critic. At the student's turn, every fifth
+    time: the way back, a guided teacher and the fake score, and half of the critic for the discriminator."""
     costs = declared_costs(
         objective={"type": "dmd2", "student_every": 5, "gan_weight": 1e-3}, tracking={"log_every": 10}
     )
@@ -71,7 +71,12 @@ def test_distribution_matching_asks_in_the_trainer():
 
 
 def test_a_ramp_of_the_teachers_chance_moves_the_cost_of_mixed_blocks():
-    states = {"mixed": 1.0, "teacher_substeps": 4, "mixed_teacher_probability": {"start": 0.0, "end": 1.0}}
+    states = {
+        "forward": 0.0,
+        "mixed": 1.0,
+        "teacher_substeps": 4,
+        "mixed_teacher_probability": {"start": 0.0, "end": 1.0},
+    }
     mixed = declared_costs(objective={"type": "lcm"}, states=states).phases[0].state_s[Origin.MIXED]
     each = 16 * SD15.inference
     assert (mixed[0], mixed[-1]) == pytest.approx((each, 8 * each))
@@ -107,7 +112,7 @@ def test_operations_of_real_networks_are_counted_without_computing_them(tiny):
 
 def test_stages_are_timed_by_the_clock():
     """A simulated teacher at a speed of seconds sleeps, and the rest of the work comes on top."""
-    recipe = Recipe(small_run(**{**SIMULATED, "states": {"student": 1.0}}))
+    recipe = Recipe(small_run(**{**SIMULATED, "states": {"forward": 0.0, "student": 1.0}}))
     made = recipe.ingredients()
     slept, found = declared(recipe, made), measured(recipe, made)
     assert found.update_s > slept.update_s

@@ -18,7 +18,7 @@ SD15_LCM = Load("actors", (0.046,))
 def test_the_best_split_of_stable_diffusion_is_the_known_one(gpus, rows_per_s):
     split = best_split([SD15_LCM], gpus=gpus, worker_s=dict.fromkeys(range(1, gpus), 0.034))
     assert split.rows_per_s == pytest.approx(rows_per_s, abs=0.05)
-    assert split.workers + split.actors["actors"] == gpus
+    assert split.workers + split.actors["actors"] <= gpus
 
 
 def test_actors_are_a_fifth_more_than_needed_and_whole():
