@@ -214,11 +214,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--only", nargs="*", help="names of the runs; default: all")
+    parser.add_argument("--nodes", type=int, default=4, help="of the simulated cluster")
     args = parser.parse_args()
     began, folder = time.perf_counter(), Path(tempfile.mkdtemp(prefix="scaling"))
     points = [p for p in POINTS if args.only is None or p.name in args.only]
     results = []
-    with simulated_cluster(nodes=4, cpus=32, gpus=16) as address:
+    with simulated_cluster(nodes=args.nodes, cpus=128 // args.nodes, gpus=64 // args.nodes) as address:
         print(f"cluster: {time.perf_counter() - began:.0f} s", flush=True)
         for point in points:
             results.append(run(point, address, folder))
