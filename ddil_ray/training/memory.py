@@ -245,7 +245,7 @@ def _states(origin: Origin, stage: ImaginedRole) -> RoleMemory:
         student=student,
         expert=expert,
         mixing=stage.recipe.mixing,
-        autocast=expert.autocast,
+        autocast=stage.recipe.rollout_autocast,
     )
     for phase in range(len(stage.made.objective.phases)):
         expert.begin(phase, promoted=phase > 0 and expert.student is not None)
@@ -276,7 +276,7 @@ def _shift(stage: ImaginedRole) -> RoleMemory:
     conditions = Conditions(stage.labels, stage.recipe.guidance)
     with stage.counting(expert.teacher):
         meter = ShiftMeter(stage.recipe, stage.made.objective, student, images=stage.images, conditions=conditions)
-        meter.probe.start(stage.made.objective.phases[0], expert.denoiser)
+        meter.probe.start(stage.made.objective.phases[0], expert.asked_in(meter.autocast))
     return stage.memory()
 
 
