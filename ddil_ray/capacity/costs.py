@@ -37,7 +37,7 @@ from ddil_ray.training.learner import Learner
 from ddil_ray.training.placement import trained
 from ddil_ray.training.producer import Expert
 from ddil_ray.training.recipe import Ingredients, Recipe
-from ddil_ray.training.weights import flatten_weights
+from ddil_ray.training.wire import flatten_weights
 
 __all__ = ["COPY_BYTES_PER_S", "PROGRESS", "Costs", "PhaseCosts", "counted", "declared", "measured"]
 
