@@ -18,6 +18,7 @@ from ddil_ray.cli.demo_t2i import demo_t2i
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
 from ddil_ray.cli.export import export
+from ddil_ray.cli.plan import plan
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.scale import scale
@@ -28,6 +29,7 @@ __all__ = ["app", "main"]
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
+    "plan": plan,
     "scale": scale,
     "train-teacher": train_teacher,
     "prepare": prepare,

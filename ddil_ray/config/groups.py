@@ -97,9 +97,10 @@ class Data(Group):
     """Training images."""
 
     source: str = Field(
-        description="`digits`, `emoji`, or by path or fsspec URL a folder of images, a Parquet file, or prepared data"
+        description="`digits`, `emoji`, module.path:factory, or by path or fsspec URL a folder of images, a Parquet "
+        "file, or prepared data"
     )
-    format: Literal["auto", "builtin", "folder", "parquet", "prepared"] = "auto"
+    format: Literal["auto", "builtin", "factory", "folder", "parquet", "prepared"] = "auto"
     image_column: str = Field("image", description="Parquet column with the image")
     label_column: str | None = Field("label", description="Parquet column with the class id, or null")
     image_size: Count | None = Field(None, description="crop and resize to this many pixels")

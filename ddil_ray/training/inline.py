@@ -29,7 +29,7 @@ from ddil_ray.training.wire import FlatWeights, flatten_weights
 if TYPE_CHECKING:
     from ddil_ray.training.shift import ShiftMeter
 
-__all__ = ["InlineResult", "distill_inline", "requests"]
+__all__ = ["InlineResult", "distill_inline", "requests", "state_maker"]
 
 
 @dataclass
@@ -129,7 +129,7 @@ def distill_inline(
     made = recipe.ingredients(teacher=teacher, data=data)
     teacher, data, objective = made.teacher, made.data, made.objective
     student = student or recipe.student_of(teacher)
-    maker = _maker(recipe, made, student, device)
+    maker = state_maker(recipe, made, student, device)
     assert maker.expert is not None
     learning = trained(student.copy(), recipe.config, device)
     hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher)
@@ -155,7 +155,7 @@ def distill_inline(
     return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
 
 
-def _maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: torch.device | str) -> StateMaker:
+def state_maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: torch.device | str) -> StateMaker:
     """Makes the states of every source, and holds the expert that labels them."""
     config = recipe.config
     expert, acting = actor_networks(
