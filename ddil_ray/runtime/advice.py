@@ -23,7 +23,7 @@ def advice(record: Mapping[str, float]) -> str | None:
     if record.get("trainer/stall_share", 0.0) < _STALLS:
         return None
     name = max(_ROLES, key=lambda source: record.get(f"trainer/stall_share/{source}", 0.0))
-    pools = {_ROLES[name]: name, "labels": f"{name} labels"}
+    pools = {_ROLES[name]: name, "labels": f"labels/{name}"}
     busy = {role: record[key] for role, p in pools.items() if (key := f"actors/busy_share/{p}") in record}
     if not busy:
         return None
@@ -31,7 +31,7 @@ def advice(record: Mapping[str, float]) -> str | None:
         return f"Its {name} states wait for newer weights: raise `replay.max_staleness`, or lower `sync.every`."
     role = max(busy, key=busy.__getitem__)
     if busy[role] > 1 / 2:
-        return f"It is short of {name} states, whose actors work all the time: raise `{role}.num_actors`."
+        return f"It is short of {name} states, whose actors hardly wait: raise `{role}.num_actors` (`ddil-ray scale`)."
     return f"It is short of {name} states, though their actors wait for it: raise `replay.ahead`."
 
 

@@ -11,7 +11,8 @@ are in `HubState`, `Stream` and `Measured`, which need no Ray; `Hub` adds the tr
 | every rank | should_stop(step) | nothing |
 | state and label actors | start_of, admit | the trainer to begin; phase, weights and credit of their block |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
-| driver | drain, request_stop, training_ended | nothing |
+| streams' executors | pool_sizes, cannot_resize | nothing |
+| driver | drain, request_stop, training_ended, resize | nothing |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ddil_ray.runtime.admission import Ask, Lack, Stream, Work
+from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
 
 if TYPE_CHECKING:
@@ -167,10 +169,13 @@ class Hub:
 
     Args:
         measure_every: steps between the weights that a monitor gets; None where there is no monitor.
+        pools: bounds of the actor pools.
     """
 
-    def __init__(self, measure_every: int | None = None) -> None:
+    def __init__(self, measure_every: int | None = None, pools: Mapping[str, Bounds] | None = None) -> None:
         self.state = HubState()
+        self.sizing = Sizing(pools or {})
+        self._cannot_resize: str | None = None
         self._measured = Measured(None if measure_every is None else Cadence(measure_every))
         self._changed = asyncio.Condition()
         self._student: Any = None
@@ -257,7 +262,31 @@ class Hub:
 
     async def push(self, record: dict[str, float]) -> None:
         """Keep a record until the driver takes it, the trainer's with what actors did; the oldest go if it does not."""
-        self.state.records.append(record | self.state.work() if "loss" in record else record)
+        if "loss" in record:
+            busy_s = {name: work.busy_s for name, work in self.state.works.items()}
+            self.sizing.observe(record, busy_s, now=time.monotonic())
+            record = record | self.state.work()
+        self.state.records.append(record)
+
+    async def pool_sizes(self, counts: dict[str, int]) -> dict[str, int]:
+        """See `Sizing.report`. A stream has as many credits as it has actors."""
+        wanted, changed = self.sizing.report(counts)
+        if changed:
+            for name, stream in self.state.streams.items():
+                stream.actors = self.sizing.actors(name) or stream.actors
+            self.state.records.append({"step": max(0, self.state.seen_step), **changed})
+            await self._notify()
+        return wanted
+
+    async def resize(self, bounds: dict[str, Bounds]) -> str | None:
+        """See `Sizing.resize`; why it cannot be done, if it cannot."""
+        if self._cannot_resize is None:
+            self.sizing.resize(bounds)
+        return self._cannot_resize
+
+    async def cannot_resize(self, reason: str) -> None:
+        """An executor cannot change the sizes of its pools."""
+        self._cannot_resize = reason
 
     async def drain(self) -> list[dict[str, float]]:
         """Take all records."""

@@ -78,8 +78,7 @@ class Publisher:
             Exception: what an earlier publication failed with.
         """
         with self._changed:
-            if self._failure is not None:
-                raise self._failure
+            self._check()
             over = self._spare.pop() if self._spare else None
         parcel = _Parcel(phase, version, Snapshot(student, float32_as=self._float32_as, over=over), teacher)
         with self._changed:
@@ -89,9 +88,14 @@ class Publisher:
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Wait until the hub has what was published last."""
+        """Wait until the hub has what was published last.
+
+        Raises:
+            Exception: what a publication failed with.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._failure or not (self._waiting or self._busy))
+            self._check()
 
     def end(self) -> None:
         """`settle`, then stop."""
@@ -100,6 +104,10 @@ class Publisher:
             self._ended = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _begin(self) -> None:
         self._token = ray.get(self._hub.begin.remote(self._start_step, self._streams, self.reached))
@@ -121,7 +129,7 @@ class Publisher:
         if parcel is not None:
             self._send(parcel)
         elif self._sent is not None and ray.get(self._hub.begun.remote()) != self._token:
-            self._send(self._sent)
+            self._announce(self._sent)
         with self._changed:
             self._busy = False
             self._changed.notify_all()
@@ -130,15 +138,20 @@ class Publisher:
         _LAID_OUT["student"] = parcel.student.on_host()
         if parcel.teacher is not None:
             _LAID_OUT["teacher"] = parcel.teacher
+        self._announce(parcel)
+        free = self._sent if parcel.student.is_on_host else parcel  # what was laid out is kept
+        with self._changed:
+            self._spare = [free.student] if free is not None else []
+        self._sent = parcel
+
+    def _announce(self, parcel: _Parcel) -> None:
+        """Let the hub take what is laid out."""
         teacher = partial(_laid_out, "teacher") if parcel.teacher is not None else None
         publication = Publication(parcel.phase, parcel.version, self._me, partial(_laid_out, "student"), teacher)
         while not ray.get(self._hub.publish.remote(self._token, publication)):
             if ray.get(self._hub.begun.remote()) != 0:
                 raise RunFailedError("The trainer must be the only one of its run, but another has begun.")
             self._begin()  # the hub was started again
-        if self._sent is not None and self._sent is not parcel:
-            self._spare = [self._sent.student]
-        self._sent = parcel
 
 
 def _laid_out(name: str) -> FlatWeights:

@@ -22,7 +22,7 @@ from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.runtime.hub import Grant
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
-from ddil_ray.training.optimizer import PRECISIONS
+from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.placement import actor_networks
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, StateMaker
 from ddil_ray.training.recipe import Recipe
@@ -90,7 +90,6 @@ class Stage:
         self.conditions = Conditions(shared_tensor(context.labels), self.recipe.guidance)
         student = self.recipe.student_of(self.teacher)
         self.objective = self.recipe.objective(student, self.images)
-        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
         self.expert, self.student = actor_networks(
             self.teacher,
             student,
@@ -103,14 +102,19 @@ class Stage:
         )
         self.teacher = self.expert.teacher
         self.known = (-1, -1)
-        self._admitted_at: float | None = None
+        self._admitted_at = self._busy_s = 0.0
 
     def _admitted(self, stream: str, phase: int, block: int | None, maker: StateMaker | None) -> None:
         """Wait until a block may be made, and take newer weights."""
-        busy_s = time.perf_counter() - self._admitted_at if self._admitted_at is not None else 0.0
-        grant = ray.get(self.context.hub.admit.remote(Ask(stream, phase, block, self.known, busy_s)))
+        grant = ray.get(self.context.hub.admit.remote(Ask(stream, phase, block, self.known, self._busy_s)))
         self._admitted_at = time.perf_counter()
         self._take(grant, maker.load_student if maker else None)
+
+    def _done(self, states: StateBatch) -> Columns:
+        """A block that was admitted, ready to travel."""
+        columns = states.to_columns()
+        self._busy_s = time.perf_counter() - self._admitted_at
+        return columns
 
     def _take(self, grant: Grant, load_student: Callable[[int, FlatWeights], None] | None) -> None:
         """Be taught by the teacher of the grant's phase, and hand on what it has of the student."""
@@ -141,9 +145,11 @@ class StateStage(Stage):
             student=self.student,
             expert=self.expert,
             mixing=self.recipe.mixing,
-            autocast=self.autocast,
+            autocast=self.recipe.rollout_autocast,
             device=self.device,
         )
+        self.fused = fused
+        self.kept = kept_blocks(self.recipe, self.origin, self.conditions.pool, folder=context.kept)
         self.plan = stream_plan(
             self.recipe,
             self.origin,
@@ -159,10 +165,11 @@ class StateStage(Stage):
         self._admitted(self.origin.label, phase, place, self.maker if self.maker.student else None)
         rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
         index, progress = int(self.plan.indices[place]), float(self.plan.progress[place])
-        states = self.maker.make(StateRequest(self.origin, phase, index, rows, seed, progress))
-        if self.recipe.config.labels.placement == "fused":
-            states = self._label(states)
-        return states.to_columns()
+        request = StateRequest(self.origin, phase, index, rows, seed, progress)
+        if self.kept is not None:  # with labels, which a pool behind then passes on
+            return self._done(self.kept.block(request, self.expert, lambda r: self._label(self.maker.make(r))))
+        states = self.maker.make(request)
+        return self._done(self._label(states) if self.fused else states)
 
 
 class LabelStage(Stage):
@@ -174,6 +181,8 @@ class LabelStage(Stage):
     def __call__(self, batch: Columns) -> Columns:
         """The same rows with labels."""
         states = StateBatch.from_columns(batch)
-        stream = f"{Origin(int(states.origin[0])).label} labels"
+        if states.label.numel():  # kept with it
+            return batch
+        stream = f"labels/{Origin(int(states.origin[0])).label}"
         self._admitted(stream, int(states.phase[0]), None, None)
-        return self._label(states).to_columns()
+        return self._done(self._label(states))

@@ -9,6 +9,7 @@ import ray
 
 from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.advice import Advisor
+from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
 from ddil_ray.tracking import Journal, View
 
@@ -27,11 +28,19 @@ class Watch:
         signals: of this process.
         folder: of the run, whose journal records are appended to.
         monitor: of covariate shift, where it is measured.
+        scaling: answers requests for other numbers of actors.
     """
 
     def __init__(
-        self, hub: Any, view: View, signals: Signals, folder: RunFolder, monitor: MonitorHandle | None
+        self,
+        hub: Any,
+        view: View,
+        signals: Signals,
+        folder: RunFolder,
+        monitor: MonitorHandle | None,
+        scaling: Scaling,
     ) -> None:
+        self._scaling = scaling
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
         self._journal, self._advisor = Journal(folder.local / "metrics.jsonl"), Advisor(view.say)
 
@@ -42,6 +51,7 @@ class Watch:
         if self._signals.received is not None:
             self._hub.request_stop.remote()  # each time: a hub that was started again knows of none
         self._take(self._records())
+        self._scaling.watch()
         if self._monitor is not None:
             self._monitor.watch()
         return self._signals.received is None

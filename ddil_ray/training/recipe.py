@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ddil_ray.config import Role, RunConfig
@@ -120,6 +121,12 @@ class Recipe:
     def rows_per_block(self, origin: Origin) -> int:
         """Rows that one request of `origin` makes."""
         return self.role_of(origin).batch_size
+
+    @property
+    def rollout_autocast(self) -> dict[Origin, torch.dtype | None]:
+        """What networks run in while they make the states of each source."""
+        named = {o: getattr(self.role_of(o), "precision", None) for o in Origin}
+        return {o: PRECISIONS[precision or self.config.trainer.precision] for o, precision in named.items()}
 
     def most_actors(self, origin: Origin) -> int:
         """Blocks of `origin` that can be at work at once: actors that make its states, and those that label them."""

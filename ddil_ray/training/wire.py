@@ -45,6 +45,11 @@ class Snapshot:
         self._device = next(iter(self._buffers.values())).device
         self._copied = torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the buffers lie in the CPU's memory, so that `on_host` copies nothing."""
+        return self._copied is None
+
     def on_host(self) -> FlatWeights:
         """The buffers in the CPU's memory: views where they are there, else brought by a stream of their own.
 

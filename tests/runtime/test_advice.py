@@ -22,7 +22,7 @@ def _record(stall=0.4, *, source="student", **actors):
         (_record(busy_share=0.9, source="teacher"), "`teacher_rollouts.num_actors`"),
         (_record(busy_share=0.3, waits_for_weights=0.6), "`replay.max_staleness`"),
         (_record(busy_share=0.3, waits_for_trainer=0.6), "`replay.ahead`"),
-        (_record(busy_share=0.6) | {"actors/busy_share/student labels": 0.9}, "`labels.num_actors`"),
+        (_record(busy_share=0.6) | {"actors/busy_share/labels/student": 0.9}, "`labels.num_actors`"),
     ],
 )
 def test_the_advice_names_what_is_short(record, expected):

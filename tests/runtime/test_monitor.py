@@ -32,8 +32,9 @@ def run():
     context = RunContext(config.model_dump(mode="json"), hub, images, labels, prompts=ray.put(None), max_staleness=100)
     trainer, weights = Rank0.remote(hub, 0, {}), flatten_weights(made.teacher.network)
 
-    def publish(phase, version):
-        ray.get(trainer.publish.remote(phase, version, tensors(made.teacher), weights if phase else None))
+    def publish(phase, version, student=None):
+        student = student or tensors(made.teacher)
+        ray.get(trainer.publish.remote(phase, version, student, weights if phase else None))
 
     yield hub, context, publish
     ray.kill(trainer)
@@ -91,11 +92,10 @@ def test_a_monitor_that_dies_is_told_of_once_and_not_waited_for(run):
 
 def test_a_monitor_that_fails_says_why(run):
     """Through weights that are not those of this network."""
-    hub, context, _ = run
+    _, context, publish = run
     said = []
     monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
-    other = Rank0.remote(hub, 0, {})
-    ray.get(other.publish.remote(0, 0, [torch.zeros(1, dtype=torch.float64)]))
+    publish(0, 0, [torch.zeros(1, dtype=torch.float64)])
     deadline = time.monotonic() + 180
     while monitor.watch():
         assert time.monotonic() < deadline

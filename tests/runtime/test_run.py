@@ -12,7 +12,8 @@ import torch
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.errors import ConfigError, RunStoppedError
-from ddil_ray.runtime.run import _anchored, distill, resumed_config
+from ddil_ray.runtime.context import anchored
+from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.tracking import read_journal
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
@@ -225,6 +226,6 @@ def test_local_models_are_found_from_other_working_directories(tmp_path, monkeyp
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     teacher, student = {"model": "mine", "weights": None}, {"model": "ddil_ray.testing:tiny_model"}
-    config = _anchored({"teacher": teacher, "student": student})
+    config = anchored({"teacher": teacher, "student": student})
     assert config["teacher"]["model"] == str(tmp_path / "mine")
     assert config["student"]["model"] == "ddil_ray.testing:tiny_model"
