@@ -12,12 +12,14 @@ from ddil_ray.config.groups import (
     Evaluation,
     Group,
     LabelRole,
+    NetworkRole,
     Replay,
     Role,
     Shift,
     States,
     Sync,
     Teacher,
+    TeacherRole,
     Threshold,
     Tracking,
     Trainer,
@@ -44,8 +46,8 @@ class RunConfig(Group):
     sync: Sync = Sync()
     trainer: Trainer = Trainer()
     forward_states: Role = Role()
-    student_rollouts: Role = Role()
-    teacher_rollouts: Role = Role()
+    student_rollouts: NetworkRole = NetworkRole()
+    teacher_rollouts: TeacherRole = TeacherRole()
     labels: LabelRole = LabelRole()
     shift: Shift = Shift()
     checkpoint: Checkpoint = Checkpoint()

@@ -11,38 +11,35 @@ import ray
 import ray.train
 import torch
 
+from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE
 from ddil_ray.training.learner import Learner
-from ddil_ray.training.weights import flatten_weights, load_trained_state
+from ddil_ray.training.weights import load_trained_state, trained_state
+from ddil_ray.training.wire import FlatWeights, flatten_weights
 
 __all__ = ["RayHooks"]
 
 
 @dataclass
 class RayHooks:
-    """Publishes from rank 0 to the hub, checkpoints from every rank through Ray Train."""
+    """Publishes from rank 0, which has the publisher; checkpoints from every rank through Ray Train."""
 
     hub: Any
     rank: int
     student_becomes_teacher: bool
-    _adopting: Any = None
+    publisher: Publisher | None = None
+    _teacher: FlatWeights | None = None
     _stop: Any = None
 
     def phase_started(self, step: int, learner: Learner) -> None:
-        if self.rank != 0:
-            return
-        student = ray.put(flatten_weights(learner.student.network))
-        taught = self.student_becomes_teacher and learner.phase.index > 0
-        teacher = [ray.put(_phase_teacher(learner))] if taught else []
-        ray.get(self.hub.start_phase.remote(learner.phase.index, step, [student], teacher))
+        if self.rank == 0 and self.student_becomes_teacher and learner.phase.index > 0:
+            self._teacher = _phase_teacher(learner)
+        self.publish(step, learner)
 
     def publish(self, step: int, learner: Learner) -> None:
-        if self.rank != 0:
-            return
-        if self._adopting is not None:
-            ray.get(self._adopting)  # at most one publication on its way: memory stays bounded
-        student = ray.put(flatten_weights(learner.student.network))
-        self._adopting = self.hub.publish.remote(step, [student])
+        if self.publisher is not None:
+            student = trained_state(learner.student.network).values()
+            self.publisher.publish(learner.phase.index, step, student, self._teacher)
 
     def log(self, record: dict[str, float]) -> None:
         if self.rank == 0:
@@ -60,11 +57,13 @@ class RayHooks:
 
     def should_stop(self, step: int) -> bool:
         """The answer asked for one step ago, so that no step waits for the hub."""
+        if self.publisher is not None:
+            self.publisher.reached = step + 1
         asked, self._stop = self._stop, self.hub.should_stop.remote(step + 1)
         return bool(asked is not None and ray.get(asked))
 
 
-def _phase_teacher(learner: Learner) -> Any:
+def _phase_teacher(learner: Learner) -> FlatWeights:
     """Weights of the finished round before this one, which teach it."""
     network = learner.student.copy().network
     before = learner.objective.phases[learner.phase.index - 1].student_steps

@@ -9,15 +9,18 @@ import ray
 import ray.train
 import torch
 
+from ddil_ray.runtime.admission import Stream
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hooks import RayHooks
+from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.reader import StreamReader
-from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor
+from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
 from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.parallel import strategy
 from ddil_ray.training.placement import teaching, trained
+from ddil_ray.training.wire import WIRE_DTYPES
 
 __all__ = ["load_rank_state", "train_worker"]
 
@@ -58,8 +61,23 @@ def train_worker(settings: dict[str, Any]) -> None:
     if state is not None:
         loop.load_state_dict(state)
     if rank == 0:
-        ray.get(context.hub.begin.remote(loop.step))
+        wire = WIRE_DTYPES[recipe.config.sync.dtype]
+        hooks.publisher = Publisher(context.hub, loop.step, _streams(context, loop), float32_as=wire)
     loop.run()
+    if hooks.publisher is not None:
+        hooks.publisher.end()
+
+
+def _streams(context: RunContext, loop: TrainingLoop) -> dict[str, Stream]:
+    """Plans and credits of all streams from where training goes on."""
+    recipe, streams = context.recipe, {}
+    for origin in recipe.priors.origins:
+        plan = stream_plan(
+            recipe, origin, phases=len(loop.plans), start_step=loop.step, max_staleness=context.max_staleness
+        )
+        ready = recipe.config.replay.ahead * recipe.config.trainer.num_workers
+        streams[origin.label] = Stream(plan, recipe.most_actors(origin), ready)
+    return streams
 
 
 def load_rank_state(store: CheckpointStore, *, ranks: int, rank: int) -> dict[str, Any] | None:

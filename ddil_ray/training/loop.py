@@ -73,7 +73,7 @@ class TrainingLoop:
     step: int = 0
     """Updates done so far, over all phases."""
     _taken: dict[Origin, int] = field(default_factory=dict)
-    _waited_s: float = 0.0
+    _waited_s: dict[Origin, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -83,6 +83,7 @@ class TrainingLoop:
             for origin in self.feeds
         }
         self._taken = dict.fromkeys(self.feeds, 0)
+        self._waited_s = dict.fromkeys(self.feeds, 0.0)
 
     @property
     def total_steps(self) -> int:
@@ -125,7 +126,7 @@ class TrainingLoop:
             while self._taken[origin] < needed:
                 started = time.perf_counter()
                 block = self.feeds[origin]()
-                self._waited_s += time.perf_counter() - started
+                self._waited_s[origin] += time.perf_counter() - started
                 self._check(block, origin, phase)
                 self.buffers[origin].add(block)
                 self._taken[origin] += len(block)
@@ -161,9 +162,9 @@ class TrainingLoop:
         if self.step % s.checkpoint_every == 0 and self.step < self.total_steps:
             self.hooks.checkpoint(self.step, self.state_dict())
 
-    def take_waited_s(self) -> float:
-        """Seconds spent waiting for blocks since the last call."""
-        waited, self._waited_s = self._waited_s, 0.0
+    def take_waited_s(self) -> dict[Origin, float]:
+        """Seconds spent waiting for blocks of each source since the last call."""
+        waited, self._waited_s = self._waited_s, dict.fromkeys(self.feeds, 0.0)
         return waited
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,7 +220,9 @@ class _Window:
             record["loss"] = self.loss
         record |= {"step": loop.step, "total_steps": loop.total_steps, "phase": phase}
         record["throughput/samples_per_s"] = self.rows / seconds
-        record["trainer/stall_share"] = min(1.0, loop.take_waited_s() / seconds)
+        waited = {origin.label: min(1.0, s / seconds) for origin, s in loop.take_waited_s().items()}
+        record |= {f"trainer/stall_share/{name}": share for name, share in waited.items()}
+        record["trainer/stall_share"] = min(1.0, sum(waited.values()))
         ages = torch.cat(self.staleness)
         if len(ages):
             record["staleness/p50"] = float(ages.double().median())

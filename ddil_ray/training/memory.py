@@ -36,7 +36,7 @@ from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.tally import TensorTally
 
-__all__ = ["RoleMemory", "estimate", "shared_bytes"]
+__all__ = ["ImaginedRole", "RoleMemory", "estimate", "imagined_learner", "shared_bytes"]
 
 _PASSES = 2
 """Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
@@ -83,7 +83,7 @@ def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ())
     if recipe.config.evaluation.enabled:
         roles["evaluation"] = _evaluation
     with torch.random.fork_rng(devices=[]):
-        return {name: role(_Stage(recipe, made, gpu=name in on_gpu)) for name, role in roles.items()}
+        return {name: role(ImaginedRole(recipe, made, gpu=name in on_gpu)) for name, role in roles.items()}
 
 
 def shared_bytes(made: Ingredients) -> dict[str, int]:
@@ -92,7 +92,7 @@ def shared_bytes(made: Ingredients) -> dict[str, int]:
     return {"data": _bytes(made.data.images) + _bytes(made.data.labels), "published weights": 2 * weights}
 
 
-class _Stage:
+class ImaginedRole:
     """What a role is made of without memory, and what counts it."""
 
     def __init__(self, recipe: Recipe, made: Ingredients, *, gpu: bool) -> None:
@@ -185,14 +185,16 @@ class _Stage:
         return RoleMemory(parts, {**(host or {}), **beside, **prompts}, self.gpu)
 
 
-def _trainer(stage: _Stage) -> RoleMemory:
+def imagined_learner(stage: ImaginedRole) -> tuple[Learner, StateBatch]:
+    """The learner of a trainer worker, and a batch of its states."""
     recipe, trainer, objective = stage.recipe, stage.config.trainer, copy.copy(stage.made.objective)
     teacher, student = stage.networks()
     with stage.tally.building():
         trained(student, stage.config, "cpu")
         if objective.asks_in_trainer:
             teacher = teaching(teacher, stage.config, "cpu")
-            recipe.equip(objective, teacher, stage.images, stage.labels)
+    recipe.equip(objective, teacher, stage.images, stage.labels)  # may calibrate a threshold, on real samples
+    with stage.tally.building():
         learner = Learner(student, objective, recipe.optimizer_settings())
     stage.name("teacher", teacher if objective.asks_in_trainer else None)
     stage.name("student", student)
@@ -202,17 +204,22 @@ def _trainer(stage: _Stage) -> RoleMemory:
         stage.name("target", kept if isinstance(kept, nn.Module) else None)
     stage.tally.name_rest("average")
     rows = trainer.batch_size // trainer.num_workers
-    batch = stage.states(rows, labelled=not objective.asks_in_trainer)
+    return learner, stage.states(rows, labelled=not objective.asks_in_trainer)
+
+
+def _trainer(stage: ImaginedRole) -> RoleMemory:
+    trainer = stage.config.trainer
+    learner, batch = imagined_learner(stage)
     for optimizer in learner.optimizers.values():
         _settle(optimizer, stage)
     with stage.counting():
         stage.tally.restart()
         learner.update(batch, torch.Generator().manual_seed(0))
     offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
-    return stage.memory({"replay": _replay_bytes(stage, rows, batch)}, offloaded=offloaded)
+    return stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
 
 
-def _settle(optimizer: NetworkOptimizer, stage: _Stage) -> None:
+def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:
     """Bring an optimizer to where it has been used before, and let gradients be told apart."""
     with stage.tally.building():
         reserve_moments(optimizer)
@@ -226,7 +233,7 @@ def _settle(optimizer: NetworkOptimizer, stage: _Stage) -> None:
             group["foreach"] = True
 
 
-def _states(origin: Origin, stage: _Stage) -> RoleMemory:
+def _states(origin: Origin, stage: ImaginedRole) -> RoleMemory:
     fused = stage.config.labels.placement == "fused"
     expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
     rows = stage.recipe.rows_per_block(origin)
@@ -238,7 +245,7 @@ def _states(origin: Origin, stage: _Stage) -> RoleMemory:
         student=student,
         expert=expert,
         mixing=stage.recipe.mixing,
-        autocast=expert.autocast,
+        autocast=stage.recipe.rollout_autocast,
     )
     for phase in range(len(stage.made.objective.phases)):
         expert.begin(phase, promoted=phase > 0 and expert.student is not None)
@@ -249,13 +256,13 @@ def _states(origin: Origin, stage: _Stage) -> RoleMemory:
     return stage.memory()
 
 
-def _labels(origin: Origin, stage: _Stage) -> RoleMemory:
+def _labels(origin: Origin, stage: ImaginedRole) -> RoleMemory:
     expert, _ = stage.expert(acts=False)
     _label(stage, expert, stage.recipe.rows_per_block(origin))
     return stage.memory()
 
 
-def _label(stage: _Stage, expert: Expert, rows: int) -> None:
+def _label(stage: ImaginedRole, expert: Expert, rows: int) -> None:
     """The first part of a block, which is the largest, by the teacher that is guided."""
     expert.begin(0, promoted=False)
     states = stage.states(rows, labelled=False)
@@ -263,17 +270,17 @@ def _label(stage: _Stage, expert: Expert, rows: int) -> None:
         expert.label(stage.made.objective, states[slice(0, stage.config.labels.batch_size)], "cpu")
 
 
-def _shift(stage: _Stage) -> RoleMemory:
+def _shift(stage: ImaginedRole) -> RoleMemory:
     expert, student = stage.expert(acts=True)
     assert student is not None
     conditions = Conditions(stage.labels, stage.recipe.guidance)
     with stage.counting(expert.teacher):
         meter = ShiftMeter(stage.recipe, stage.made.objective, student, images=stage.images, conditions=conditions)
-        meter.probe.start(stage.made.objective.phases[0], expert.denoiser)
+        meter.probe.start(stage.made.objective.phases[0], expert.asked_in(meter.autocast))
     return stage.memory()
 
 
-def _evaluation(stage: _Stage) -> RoleMemory:
+def _evaluation(stage: ImaginedRole) -> RoleMemory:
     objective, settings = stage.made.objective, stage.config.evaluation
     measured = [p for p in objective.phases if p.student_steps in settings.steps] if objective.fixed_steps else [None]
     teacher, student = stage.networks()
@@ -304,7 +311,7 @@ def _evaluation(stage: _Stage) -> RoleMemory:
     return stage.memory()
 
 
-_Role = Callable[[_Stage], RoleMemory]
+_Role = Callable[[ImaginedRole], RoleMemory]
 
 
 class _EnoughError(Exception):
@@ -354,7 +361,7 @@ def _cached_bytes(prompts: Prompts) -> int:
     return min(prompts.cache_bytes, len(prompts.source) * row)
 
 
-def _replay_bytes(stage: _Stage, rows: int, batch: StateBatch) -> int:
+def _replay_bytes(stage: ImaginedRole, rows: int, batch: StateBatch) -> int:
     """Of every source's buffer: rows drawn again, and a block."""
     replay, row = stage.config.replay, sum(_bytes(part) for part in vars(batch).values()) // rows
     blocks = [stage.recipe.rows_per_block(origin) for origin in stage.recipe.priors.origins]

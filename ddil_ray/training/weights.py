@@ -1,4 +1,4 @@
-"""A network's trained weights in the forms that they travel and are averaged in.
+"""The average of a network's trained weights.
 
 Which they are is said by `ddil_ray.trained`: all of them, or the adapters alone.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -16,30 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ddil_ray.shards import local, part_of
 from ddil_ray.trained import load_trained_state, named_trained, trained_state
 
-__all__ = ["FlatWeights", "WeightAverage", "flatten_weights", "load_trained_state", "load_weights", "trained_state"]
-
-FlatWeights = dict[str, np.ndarray]
-"""dtype name -> (n,) uint8 bytes of all trained tensors of that dtype, in state_dict order."""
-
-
-def flatten_weights(network: nn.Module) -> FlatWeights:
-    """Copy what is trained of `network` into flat buffers (a dict of arrays is 3 to 10 times slower to share)."""
-    groups: dict[str, list[Tensor]] = {}
-    for tensor in trained_state(network).values():
-        groups.setdefault(str(tensor.dtype), []).append(tensor.cpu().flatten())
-    return {dtype: torch.cat(parts).view(torch.uint8).numpy() for dtype, parts in groups.items()}
-
-
-@torch.no_grad()
-def load_weights(network: nn.Module, flat: FlatWeights) -> None:
-    """Copy `flat` into `network`, which must have the structure it was made from."""
-    offsets = dict.fromkeys(flat, 0)
-    for tensor in trained_state(network).values():
-        key, size = str(tensor.dtype), tensor.numel() * tensor.element_size()
-        start = offsets[key]
-        piece = np.array(flat[key][start : start + size])  # what Ray hands out is read-only
-        tensor.copy_(torch.from_numpy(piece).view(tensor.dtype).reshape(tensor.shape))
-        offsets[key] = start + size
+__all__ = ["WeightAverage", "load_trained_state", "trained_state"]
 
 
 class WeightAverage(AveragedModel):

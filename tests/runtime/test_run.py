@@ -12,7 +12,8 @@ import torch
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.errors import ConfigError, RunStoppedError
-from ddil_ray.runtime.run import _anchored, distill, resumed_config
+from ddil_ray.runtime.context import anchored
+from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.tracking import read_journal
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
@@ -163,6 +164,18 @@ def test_consistency_distillation_survives_a_killed_rollout_actor_and_loses_noth
 
 
 @pytest.mark.slow
+def test_training_goes_on_when_the_hub_is_killed(run_dir):
+    config = _long(output=run_dir, states=THREE_SOURCES)
+    killed = when(_reached(config, 40), lambda: kill("ray::Hub"))
+    distill(config)
+    assert killed.result()
+    records = _training(config)
+    assert records[-1]["step"] == 150
+    assert max(r["step"] for r in records if "actors/busy_share/student" in r) == 150
+    _check_staleness(config)
+
+
+@pytest.mark.slow
 def test_a_killed_trainer_goes_on_from_its_checkpoint(run_dir):
     config = _long(output=run_dir)
     killed = when(_reached(config, 60), lambda: kill("ray::RayTrainWorker"))
@@ -213,6 +226,6 @@ def test_local_models_are_found_from_other_working_directories(tmp_path, monkeyp
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     teacher, student = {"model": "mine", "weights": None}, {"model": "ddil_ray.testing:tiny_model"}
-    config = _anchored({"teacher": teacher, "student": student})
+    config = anchored({"teacher": teacher, "student": student})
     assert config["teacher"]["model"] == str(tmp_path / "mine")
     assert config["student"]["model"] == "ddil_ray.testing:tiny_model"

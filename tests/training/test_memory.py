@@ -15,7 +15,7 @@ from ddil_ray.evaluation.samplers import teacher_sampler
 from ddil_ray.models import load_model
 from ddil_ray.models.latents import LatentCodec
 from ddil_ray.states.batch import Origin
-from ddil_ray.training.memory import estimate, shared_bytes
+from ddil_ray.training.memory import ImaginedRole, estimate, imagined_learner, shared_bytes
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.shift import ShiftMeter
 
@@ -168,3 +168,11 @@ def test_an_estimate_leaves_the_run_as_it_was(given):
     assert vars(made.objective) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert all(type(p) is torch.nn.Parameter for p in made.teacher.network.parameters())
+
+
+def test_a_threshold_is_calibrated_on_samples_that_are_real(given):
+    """Distribution matching asks the thresholded teacher in the trainer, of which no other tensor is."""
+    recipe, made = made_of(given, "digits", "dmd2", threshold={"mode": "per_channel"})
+    learner, batch = imagined_learner(ImaginedRole(recipe, made, gpu=False))
+    assert len(batch) == recipe.config.trainer.batch_size
+    assert learner.objective.critic is not None
