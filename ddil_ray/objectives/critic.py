@@ -66,11 +66,19 @@ class Critic(nn.Module):
         network: `network(x_t, time, cond, w)`; used, not copied.
         layer: dotted name of a submodule of `network`, or None for no discriminator.
         example: (x_t, time, cond, w) of one row, from which the features' shape is read; needed with `layer`.
+        ends_early: whether an exception may end a pass of `network`.
     """
 
-    def __init__(self, network: nn.Module, *, layer: str | None, example: tuple[Tensor, ...] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        layer: str | None,
+        example: tuple[Tensor, ...] | None = None,
+        ends_early: bool = True,
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.ends_early = network, ends_early
         self.head: nn.Module | None = None
         self._features: Tensor | None = None
         self._stop = False
@@ -88,8 +96,12 @@ class Critic(nn.Module):
         return prediction, None if self.head is None else self.head(self._taken())
 
     def logits(self, x_t: Tensor, time: Tensor, cond: Tensor, w: Tensor) -> Tensor:
-        """(B,) logits alone, from a pass that ends at the layer which is read."""
+        """(B,) logits alone, from a pass that ends at the layer which is read, where it may."""
         assert self.head is not None
+        if not self.ends_early:
+            prediction, seen = self.forward(x_t, time, cond, w)
+            assert seen is not None
+            return seen + 0 * prediction.mean()  # what is gathered for the way back hangs on it
         self._stop = True
         try:
             self.network(x_t, time, cond, w)

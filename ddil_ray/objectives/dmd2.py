@@ -8,7 +8,6 @@ DDIL.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +26,7 @@ from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
-from ddil_ray.trained import copy_network, load_trained_state, set_trainable, trained_state
+from ddil_ray.trained import load_trained_state, set_trainable, trained_state
 
 __all__ = [
     "DistributionMatching",
@@ -117,8 +116,6 @@ class DistributionMatching:
         self.most_steps: int | None = student_steps
         self.lcm_scheduler: dict[str, Any] | None = {"original_inference_steps": student_steps}
         self._bare: Critic | None = None
-        self._judge: Critic | None = None
-        """The critic as the student meets it: gradients pass through, to the student alone."""
         self._expert: Denoiser | None = None
         self._data: RealData | None = None
         self._iteration = 0
@@ -152,16 +149,15 @@ class DistributionMatching:
 
     def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Start the fake score from the student, which knows what its teacher does then."""
-        network = set_trainable(copy_network(student))
-        example = None
+        network = set_trainable(parallel.twin(student))
+        device, example = next(network.parameters()).device, None
         if self.gan_layer is not None:
             assert self._data is not None
-            device = next(network.parameters()).device
             x_t, cond = self._data.images[:1].to(device), self._data.cond[:1].to(device)
             example = (x_t, torch.zeros(1, device=device), cond, torch.zeros(1, device=device))
-        self._bare = Critic(network, layer=self.gan_layer, example=example)
-        self._judge = _frozen_twin(self._bare)
-        self.critic = parallel(self._bare)
+        with torch.autocast(device.type, parallel.dtype, enabled=parallel.dtype is not None):
+            self._bare = Critic(network, layer=self.gan_layer, example=example, ends_early=parallel.ends_early)
+        self.critic = parallel.wrap(self._bare)
         self._iteration = 0
 
     def loss(
@@ -198,13 +194,26 @@ class DistributionMatching:
         metrics = {"dmd/gradient": float(gradient.abs().mean()), "dmd/scores_apart": float((fake - real).abs().mean())}
         loss = per_row.mean()
         if self.gan_weight > 0:
-            assert self._judge is not None
-            x_t, t = self._renoised(x_0, generator)
-            logits = self._under_autocast(student, self._judge.logits, x_t, t, batch.cond)
-            adversarial = student_adversarial_loss(logits.double())
+            adversarial = self._adversarial(student, x_0, batch.cond, generator)
             metrics["gan/student_loss"] = float(adversarial.detach())
             loss = loss + self.gan_weight * adversarial
         return loss, per_row.detach(), metrics
+
+    def _adversarial(
+        self, student: NetworkDenoiser, x_0: Tensor, cond: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """The student's adversarial loss as a function of `x_0` alone: the way back through the critic is done here.
+
+        So the critic's own gradients stay out of it, however the critic is spread over processes. It is done for the
+        sum over rows, whose gradients a half can hold whatever the number of rows.
+        """
+        assert self._bare is not None
+        samples = x_0.detach().requires_grad_()
+        x_t, t = self._renoised(samples, generator)
+        logits = self._under_autocast(student, self._bare.logits, x_t, t, cond)
+        loss = student_adversarial_loss(logits.double())
+        (gradient,) = torch.autograd.grad(loss * len(x_0), samples)
+        return loss.detach() + ((x_0 - samples.detach()) * gradient / len(x_0)).sum()
 
     def _critic_loss(
         self, student: NetworkDenoiser, x_0: Tensor, batch: StateBatch, generator: torch.Generator | None
@@ -269,16 +278,6 @@ class DistributionMatching:
         assert self._bare is not None
         load_trained_state(self._bare, state["critic"])
         self._iteration = state["iteration"]
-
-
-def _frozen_twin(critic: Critic) -> Critic:
-    """`critic` on the very same memory, of which nothing is trainable.
-
-    Freezing the critic itself for a pass would not do: with gradient checkpointing the way back runs it once more.
-    """
-    shared: dict[int, Any] = {id(b): b for b in critic.buffers()}
-    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in critic.parameters()}
-    return copy.deepcopy(critic, shared)
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
