@@ -221,16 +221,17 @@ class DistributionMatching:
         """Denoising loss in what the network predicts, and the discriminator's on the same noised samples."""
         assert self.critic is not None
         x_t, t = self._renoised(x_0, generator)
-        rows, cond, seen, times = len(x_0), batch.cond, x_t, t
+        rows, judged, cond, seen, times = len(x_0), 0, batch.cond, x_t, t
         if self.gan_weight > 0:
             assert self._data is not None
-            real, real_cond = (part.to(x_0.device) for part in self._data.draw(rows, generator))
+            judged = rows
+            real, real_cond = (part.to(x_0.device) for part in self._data.draw(judged, generator))
             real_t, real_times = self._renoised(real, generator)
             seen, times, cond = torch.cat([x_t, real_t]), torch.cat([t, real_times]), torch.cat([cond, real_cond])
-        output, logits = self._under_autocast(student, self.critic, seen, times, cond)
+        output, logits = self._under_autocast(student, self.critic, seen, times, cond, judged)
         wanted = from_x0(x_0, x_t, t, prediction=student.prediction, schedule=self.schedule)
-        loss = (output[:rows].float() - wanted).square().mean()
-        estimate = to_x0(output[:rows].detach(), x_t, t, prediction=student.prediction, schedule=self.schedule)
+        loss = (output.float() - wanted).square().mean()
+        estimate = to_x0(output.detach(), x_t, t, prediction=student.prediction, schedule=self.schedule)
         metrics = {
             "critic/score_loss": float(loss.detach()),
             "critic/x_0_error": float((estimate - x_0).square().mean()),
@@ -257,12 +258,12 @@ class DistributionMatching:
         return (low + (high - low) * torch.rand(len(x), generator=generator, dtype=torch.float64)).to(x.device)
 
     def _under_autocast(
-        self, student: NetworkDenoiser, call: Callable[..., Any], x_t: Tensor, t: Tensor, cond: Tensor
+        self, student: NetworkDenoiser, call: Callable[..., Any], x_t: Tensor, t: Tensor, cond: Tensor, *more: int
     ) -> Any:
-        """`call` with the network's own arguments, in the precision that the student runs in."""
+        """`call` with the network's own arguments and `more`, in the precision that the student runs in."""
         time = self.schedule.network_time(t).to(x_t.device)
         with torch.autocast(x_t.device.type, student.autocast, enabled=student.autocast is not None):
-            return call(x_t, time, cond, torch.zeros(len(x_t), device=x_t.device))
+            return call(x_t, time, cond, torch.zeros(len(x_t), device=x_t.device), *more)
 
     def after_update(self, student: nn.Module) -> None:
         """Count the iteration."""
