@@ -60,8 +60,8 @@ class Point:
     def config(self, output: str) -> RunConfig:
         """The run."""
         roles = {
-            role: {"batch_size": self.rows, "num_actors": n, "num_cpus": 1, "num_gpus": 1}
-            for role, n in self.actors.items()
+            role: {"batch_size": self.rows, "num_actors": self.actors.get(role, 1), "num_gpus": 1}
+            for role in ("forward_states", "student_rollouts", "teacher_rollouts")
         }
         trainer = {"num_workers": self.workers, "num_gpus": 0.9, "batch_size": self.rows * self.workers}
         return RunConfig.model_validate(
