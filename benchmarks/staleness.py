@@ -1,8 +1,8 @@
 """Age of rows and throughput against the bound on age; and whether the object store stays flat.
 
 Devices are simulated (`sleeping.py`), once with rollouts as the slower side and once with training. Every step trains
-on 16 student states, weights are published every 4 steps; the least bound that cannot stall is 4. Without a bound, blocks
-may lie ready without limit too.
+on 16 student states, weights are published every 4 steps; the least bound that cannot stall is 4. Without a bound,
+blocks may lie ready without limit too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROWS, EVERY = 16, 4
 BOUNDS: dict[str, dict[str, int]] = {
     "least": {"max_staleness": EVERY},
     "default": {},
-    "16": {"max_staleness": 16},
+    "wide": {"max_staleness": 4 * EVERY},
     "none": {"max_staleness": 10**6, "ahead": 10**6},
 }
 """Settings of `replay`."""
