@@ -128,8 +128,14 @@ def measure(quick: bool) -> Outcome:
         seconds, floor = found[name], found[f"floor of {name}"]
         figures[name] = {"seconds": seconds, "floor_seconds": floor, "bytes": nbytes, "rows": ROWS}
         rows.append(
-            [name, f"{seconds * 1e3:.3f}", f"{ROWS / seconds:,.0f}", f"{nbytes / seconds / 1e9:.2f}"]
-            + [f"{floor * 1e3:.3f}", f"{seconds / floor:.2f}"]
+            [
+                name,
+                f"{seconds * 1000.0:.3f}",
+                f"{ROWS / seconds:,.0f}",
+                f"{nbytes / seconds / 1000000000.0:.2f}",
+                f"{floor * 1000.0:.3f}",
+                f"{seconds / floor:.2f}",
+            ]
         )
     assert columns["x_t"].nbytes == batch.x_t.nbytes
     heading = ["operation on 32 rows", "ms", "rows/s", "GB/s", "copying the bytes, ms", "ratio"]

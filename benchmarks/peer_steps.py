@@ -143,9 +143,9 @@ class _Judge(nn.Module):
 class Dmd2:
     """The step of DMD2's `main/train_sd.py` with its discriminator (`cls_on_clean_image`, `diffusion_gan`).
 
-    Per step: the generator at noised latents; where it is its turn, fake score and guided real score (one pass with both
-    prompts) at its noised output, the discriminator on another noising of it, AdamW. Then the fake score's denoising
-    loss, and the discriminator on real and generated latents in a pass each, with noise of their own; AdamW.
+    Per step: the generator at noised latents; where it is its turn, fake score and guided real score (one pass with
+    both prompts) at its noised output, the discriminator on another noising of it, AdamW. Then the fake score's
+    denoising loss, and the discriminator on real and generated latents in a pass each, noised anew; AdamW.
     """
 
     def __init__(self, teacher: UNet2DConditionModel, student: UNet2DConditionModel, data: PeerData) -> None:

@@ -132,9 +132,15 @@ def measure(quick: bool) -> Outcome:
             figures[method] = found
             flops, cpu = found["flops_per_sample"], found["medians"]
             rows.append(
-                [f"{method} against {peer}", f"{flops['ours'] / 1e6:.1f}", f"{flops['theirs'] / 1e6:.1f}"]
-                + [f"{found['flops_ratio']:.3f}", f"{cpu['ours']:.4f}", f"{cpu['theirs']:.4f}"]
-                + [f"{found['cpu_ratio']:.3f}"]
+                [
+                    f"{method} against {peer}",
+                    f"{flops['ours'] / 1000000.0:.1f}",
+                    f"{flops['theirs'] / 1000000.0:.1f}",
+                    f"{found['flops_ratio']:.3f}",
+                    f"{cpu['ours']:.4f}",
+                    f"{cpu['theirs']:.4f}",
+                    f"{found['cpu_ratio']:.3f}",
+                ]
             )
             goals.append(Goal(f"CPU-s per sample, {method} / {peer}, forward-only", found["cpu_ratio"], 1.0))
     heading = ["comparison", "MFLOP, ours", "theirs", "ratio", "CPU-s per sample, ours", "theirs", "ratio"]

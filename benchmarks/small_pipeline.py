@@ -71,9 +71,7 @@ def save_prepared(teacher: DiffusionModel, folder: Path) -> Path:
     embeddings = data.prompts.embeddings
     negative = teacher.family.text_encoder(teacher.folder).negative(None)
     tables = {
-        f"latents/{bucket}/0.parquet": pa.table(
-            {"cond": data.labels.numpy(), "latent": tensor_column(data.images)}
-        ),
+        f"latents/{bucket}/0.parquet": pa.table({"cond": data.labels.numpy(), "latent": tensor_column(data.images)}),
         "prompts/00000.parquet": prompts_table([f"number {i}" for i in range(8)], embeddings),
         NEGATIVE_FILE: prompts_table([""], negative),
     }

@@ -203,6 +203,11 @@ class Trainer(_Resources):
     """The optimisation, and the workers that run it."""
 
     num_workers: Count = 1
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="several workers: each keeps whole networks (ddp), or its part of every weight, gradient, moment "
+        "and average (fsdp), see docs/parallel.md",
+    )
     steps: Count = Field(400, description="per phase (round of progressive distillation)")
     batch_size: Count = Field(128, description="rows per step over all workers")
     lr: Positive = 1e-4
@@ -246,6 +251,14 @@ class Trainer(_Resources):
                 f"batch_size must be a multiple of num_workers x accumulate "
                 f"({self.num_workers} x {self.accumulate}), but is {self.batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Trainer:
+        if self.parallel == "fsdp" and self.optimizer != "adamw":
+            raise ValueError(f"optimizer must be adamw where parallel is fsdp, but is {self.optimizer}")
+        if self.parallel == "fsdp" and self.channels_last:
+            raise ValueError("channels_last must be false where parallel is fsdp, which cuts rows, but is true")
         return self
 
 

@@ -31,7 +31,7 @@ def advice(record: Mapping[str, float]) -> str | None:
         return f"Its {name} states wait for newer weights: raise `replay.max_staleness`, or lower `sync.every`."
     role = max(busy, key=busy.__getitem__)
     if busy[role] > 1 / 2:
-        return f"It is short of {name} states, whose actors work all the time: raise `{role}.num_actors`, or use `ddil-ray scale`."
+        return f"It is short of {name} states, whose actors hardly wait: raise `{role}.num_actors` (`ddil-ray scale`)."
     return f"It is short of {name} states, though their actors wait for it: raise `replay.ahead`."
 
 

@@ -63,6 +63,8 @@ class PoolSizes(ExecutionCallback or object):  # type: ignore[misc]
 
     def on_execution_step(self, executor: Any) -> None:
         """Bring every pool nearer to the size that is wanted."""
+        if not self._pools:
+            return
         with self._guarded():
             self._ask()
             for name, size in self._wanted.items():
@@ -76,7 +78,7 @@ class PoolSizes(ExecutionCallback or object):  # type: ignore[misc]
                 self._wanted = ray.get(answer)
             except ray.exceptions.RayError:
                 return  # a hub that starts again is asked again
-        if self._asked is None and self._pools and time.monotonic() >= self._due:
+        if self._asked is None and time.monotonic() >= self._due:
             counts = {name: pool.num_running_actors() for name, pool in self._pools.items()}
             self._asked, self._due = self._hub.pool_sizes.remote(counts), time.monotonic() + _EVERY_S
 
@@ -86,7 +88,7 @@ class PoolSizes(ExecutionCallback or object):  # type: ignore[misc]
         try:
             yield
         except Exception as error:
-            self._pools, self._wanted = {}, {}
+            self._pools = {}
             reason = _cannot(f"met {error!r}")
             logging.getLogger(__name__).warning(reason)
             self._hub.cannot_resize.remote(reason)

@@ -8,7 +8,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import prepare_model
 
 from ddil_ray.runtime.admission import Stream
 from ddil_ray.runtime.context import RunContext
@@ -19,6 +18,7 @@ from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, st
 from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
+from ddil_ray.training.parallel import strategy
 from ddil_ray.training.placement import teaching, trained
 from ddil_ray.training.wire import WIRE_DTYPES
 
@@ -29,6 +29,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Entry of a Ray Train worker; `settings` holds `context` (RunContext) and `store` (CheckpointStore)."""
     context: RunContext = settings["context"]
     recipe, worker = context.recipe, ray.train.get_context()
+    trainer = recipe.config.trainer
     shards = {o: ray.train.get_dataset_shard(o.label) for o in recipe.priors.origins}
     readers = {o: StreamReader(o, shard, recipe.rows_per_block(o)) for o, shard in shards.items()}
     for reader in readers.values():
@@ -39,12 +40,14 @@ def train_worker(settings: dict[str, Any]) -> None:
     student = recipe.student_of(teacher)
     images, labels = (shared_tensor(part) for part in (context.images, context.labels))
     objective = recipe.objective(student, images)
+    parallel = strategy(trainer.parallel, precision=trainer.precision, device=best_device())
     if objective.asks_in_trainer:  # cast before a student that shares its weights takes them to the device
         teacher = teaching(teacher, recipe.config, best_device())
+        teacher = teacher.with_network(parallel.freeze(teacher.network))
     student = trained(student, recipe.config, best_device())
     recipe.equip(objective, teacher, images, labels)
     del teacher, images, labels  # where labels come with the states, the trainer holds neither teacher nor data
-    learner = Learner(student, objective, recipe.optimizer_settings(), parallel=_data_parallel)
+    learner = Learner(student, objective, recipe.optimizer_settings(), parallel=parallel)
     rank = worker.get_world_rank()
     hooks = RayHooks(context.hub, rank, objective.student_becomes_teacher)
     loop = TrainingLoop(
@@ -75,16 +78,6 @@ def _streams(context: RunContext, loop: TrainingLoop) -> dict[str, Stream]:
         ready = recipe.config.replay.ahead * recipe.config.trainer.num_workers
         streams[origin.label] = Stream(plan, recipe.most_actors(origin), ready)
     return streams
-
-
-def _data_parallel(network: torch.nn.Module) -> torch.nn.Module:
-    """DDP over all workers; the bare network where there is one."""
-    if ray.train.get_context().get_world_size() == 1:
-        return network
-    wrapped: torch.nn.Module = prepare_model(
-        network, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
-    )
-    return wrapped
 
 
 def load_rank_state(store: CheckpointStore, *, ranks: int, rank: int) -> dict[str, Any] | None:

@@ -234,7 +234,8 @@ def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:
 
 
 def _states(origin: Origin, stage: ImaginedRole) -> RoleMemory:
-    fused = stage.config.labels.placement == "fused"
+    kept = origin is Origin.TEACHER and stage.config.teacher_rollouts.keep_rows is not None
+    fused = stage.config.labels.placement == "fused" or kept
     expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
     rows = stage.recipe.rows_per_block(origin)
     maker = StateMaker(

@@ -139,8 +139,9 @@ def test_a_pool_grows_by_itself_where_the_trainer_waits_for_it(run_dir):
     )
     distill(config)
     journal = Path(run_dir) / "small" / "metrics.jsonl"
-    assert _counts(journal, "teacher")[:1] + _counts(journal, "teacher")[-1:] == [1, 3]
-    assert _counts(journal, "forward") == [1]
+    counts = _counts(journal, "teacher")  # fall at the end, when all blocks have been given out
+    assert (counts[0], max(counts)) == (1, 3)
+    assert max(_counts(journal, "forward")) == 1
 
 
 def _training(folder: Path) -> list[dict]:
