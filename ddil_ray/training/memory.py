@@ -205,7 +205,7 @@ def imagined_learner(stage: ImaginedRole) -> tuple[Learner, StateBatch]:
     for kept in vars(objective).values():
         stage.name("target", kept if isinstance(kept, nn.Module) else None)
     stage.tally.name_rest("average")
-    rows = trainer.batch_size // trainer.num_workers
+    rows = trainer.batch_size // trainer.workers[0]
     return learner, stage.states(rows, labelled=not objective.asks_in_trainer)
 
 
