@@ -124,7 +124,7 @@ def measure(quick: bool) -> Outcome:
     torch.set_num_threads(1)
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    items, blocks, repeats = (12, 20, 1) if quick else (40, 60, 3)
+    items, blocks, repeats = (12, 20, 1) if quick else (40, 60, 2)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary, ray_session(cpus=10):
         folder = Path(temporary)
