@@ -120,7 +120,7 @@ def measure(quick: bool) -> Outcome:
     """Bounds and speeds, then the long run."""
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    steps, repeats, batches = (40, 1, 200) if quick else (250, 2, 10_000)
+    steps, repeats, batches = (40, 1, 200) if quick else (150, 2, 10_000)
     with tempfile.TemporaryDirectory() as folder, ray_session(cpus=6):
         found = bounded(Path(folder), steps=steps, repeats=repeats)
         used, seconds = long_stream(Path(folder), batches=batches)
