@@ -136,7 +136,7 @@ def run(point: Point, address: str) -> Result:
         distill(config)
         records = [r for r in read_journal(Path(folder) / "run" / "metrics.jsonl") if "loss" in r]
     batch = point.rows * point.workers
-    seconds = [batch / r["throughput/samples_per_s"] for r in records]
+    seconds = [point.rows / r["throughput/samples_per_s"] for r in records]  # of rank 0
     stalls = [r["trainer/stall_share"] * s for r, s in zip(records, seconds, strict=True)]
     since = len(records) // 3  # the pipeline fills
     gpus = point.workers + sum(role.actors * role.pools for role in planned.roles)
