@@ -105,10 +105,21 @@ class StoreWatch:
 
 
 def long_stream(folder: Path, *, batches: int) -> tuple[list[int], float]:
-    """Bytes in the object store during a run of `batches` small batches, after its first tenth; seconds of the run."""
-    small = settings("ddil_ray.testing:tiny_model", steps=batches, replay={"max_staleness": 200})
-    small |= {"states": {"forward": 0.5, "student": 0.5}, "forward_states": {"batch_size": ROWS}, "sync": {"every": 50}}
-    small["tracking"] = {"log_every": max(1, batches // 100)}
+    """Bytes in the object store during a run of `batches` small batches, after its first tenth; seconds of the run.
+
+    A block is 150 KB: Ray keeps objects below 100 KB elsewhere.
+    """
+    rows = {"batch_size": 256}
+    changes = {
+        "states": {"forward": 0.5},
+        "trainer": rows,
+        "forward_states": rows,
+        "student_rollouts": rows,
+        "sync": {"every": 50},
+        "tracking": {"log_every": max(1, batches // 100)},
+    }
+    run = settings("ddil_ray.testing:tiny_model", steps=batches, replay={"max_staleness": 200})
+    small = merged(run, changes, {"states": {"student": 0.5}})
     with StoreWatch() as watch:
         view = run_on_ray(folder, "long", small)
     warm = next(mark.seconds for mark in view.marks if mark.step >= batches // 10)
