@@ -111,7 +111,7 @@ def long_stream(folder: Path, *, batches: int) -> tuple[list[int], float]:
     """
     rows = {"batch_size": 256}
     changes = {
-        "states": {"forward": 0.5},
+        "states": {"forward": 0.5, "student": 0.5},
         "trainer": rows,
         "forward_states": rows,
         "student_rollouts": rows,
@@ -119,9 +119,8 @@ def long_stream(folder: Path, *, batches: int) -> tuple[list[int], float]:
         "tracking": {"log_every": max(1, batches // 100)},
     }
     run = settings("ddil_ray.testing:tiny_model", steps=batches, replay={"max_staleness": 200})
-    small = merged(run, changes, {"states": {"student": 0.5}})
     with StoreWatch() as watch:
-        view = run_on_ray(folder, "long", small)
+        view = run_on_ray(folder, "long", merged(run, changes))
     warm = next(mark.seconds for mark in view.marks if mark.step >= batches // 10)
     last = view.marks[-2].seconds
     return [used for at, used in watch.used if warm <= at <= last], last - view.marks[0].seconds
