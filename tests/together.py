@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from ddil_ray.shards import local
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import SourceContext, StateRequest, make_states
 from ddil_ray.trained import trained_state
+from ddil_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import OPTIMIZERS
 from ddil_ray.training.parallel import strategy
@@ -29,7 +31,7 @@ from ddil_ray.training.recipe import Recipe
 
 _ = diffusers.UNet2DModel, diffusers.DDIMScheduler, sklearn.datasets.load_digits
 
-__all__ = ["BATCH", "OBJECTIVES", "Team", "train_all"]
+__all__ = ["BATCH", "OBJECTIVES", "Team", "go_on", "train_all", "write"]
 
 BATCH = 16
 PERCEPTRON = "ddil_ray.models.perceptron:new_model"
@@ -50,6 +52,7 @@ class Team:
 
     def __init__(self, parallel: str = "ddp", **settings: Any) -> None:
         torch.manual_seed(0)
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         settings = {"teacher": {"model": PERCEPTRON, "guidance": 1.0}, **settings}
         trainer = {"batch_size": BATCH, "lr": 1e-4, **settings.pop("trainer", {})}
         self.recipe = Recipe(small_run(trainer=trainer, **settings))
@@ -80,8 +83,7 @@ class Team:
 
     def update(self, step: int) -> dict[str, float]:
         """Train on this rank's slice of a global batch; what the loss draws are the rows' own numbers."""
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        mine = self.batch(step)[torch.arange(BATCH).chunk(ranks)[rank]]
+        mine = self.batch(step)[torch.arange(BATCH).chunk(self.ranks)[self.rank]]
         with _noise_of_rows(self.made.objective, step):
             return self.learner.update(mine)
 
@@ -122,6 +124,27 @@ def train_all(cases: dict[Any, dict[str, Any]], steps: int) -> dict[Any, dict[st
         metrics = [team.update(step) for step in range(steps)]
         found[name] = {"metrics": metrics, "state": team.state(), "kept": team.kept()}
     return found
+
+
+def write(folder: str, steps: int, **settings: Any) -> None:
+    """Train and write a checkpoint into a folder of this rank's own."""
+    team = Team(**settings)
+    for step in range(steps):
+        team.update(step)
+    team.learner.finish()
+    mine = Path(folder, f"of-{team.rank}")
+    mine.mkdir()
+    state = {"step": steps, "learner": team.learner.state_dict(), "rank": {"rank": team.rank}}
+    write_checkpoint(mine, state, rank=team.rank, ranks=team.ranks)
+
+
+def go_on(folder: str, steps: int, **settings: Any) -> dict[str, Any]:
+    """Train on from a checkpoint to `steps`."""
+    team = Team(**settings)
+    state = read_checkpoint(Path(folder), team.parallel, rank=team.rank, ranks=team.ranks)
+    team.learner.load_state_dict(state["learner"])
+    metrics = [team.update(step) for step in range(state["step"], steps)]
+    return {"metrics": metrics, "state": team.state(), "rank": state.get("rank"), "rounds": team.learner.rounds}
 
 
 def _share(tensors):

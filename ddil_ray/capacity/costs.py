@@ -183,7 +183,7 @@ class _Stages:
     def update_s(self, timer: Timer) -> float:
         """Mean seconds of an update over a cycle of the objective."""
         trainer, learner = self.recipe.config.trainer, self.learner()
-        rows = trainer.batch_size // trainer.num_workers
+        rows = trainer.batch_size // trainer.workers[1]
         batch = self.label(self.states(self.recipe.priors.origins[0], rows=rows))
         generator = torch.Generator().manual_seed(0)
         return mean_of_cycle(lambda: timer(lambda: learner.update(batch, generator)), cycle_of(self.recipe))

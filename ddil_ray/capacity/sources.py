@@ -86,4 +86,4 @@ def _made(recipe: Recipe, origin: Origin) -> float:
     kept = recipe.config.teacher_rollouts.keep_rows
     if origin is not Origin.TEACHER or kept is None:
         return math.inf
-    return kept / recipe.rows_per_block(origin) / recipe.config.trainer.num_workers
+    return kept / recipe.rows_per_block(origin) / recipe.config.trainer.workers[0]

@@ -149,8 +149,8 @@ def _settings(split: Any) -> list[str]:
 def _print(recipe: Any, found: Mapping[str, Any]) -> None:
     trainer, capacity = recipe.config.trainer, found["capacity"]
     print_lines(
-        f"update    {capacity['update_s']:.3g} s of {trainer.num_workers} x "
-        f"{trainer.batch_size // trainer.num_workers} rows, {found['basis']}"
+        f"update    {capacity['update_s']:.3g} s of {trainer.workers[1]} x "
+        f"{trainer.batch_size // trainer.workers[1]} rows, {found['basis']}"
     )
     print_table(
         "Actors",

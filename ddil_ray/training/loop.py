@@ -19,9 +19,12 @@ from ddil_ray.objectives.objective import Metrics
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.replay import ReplayBuffer
+from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.learner import Learner
 
 __all__ = ["Feed", "Hooks", "LoopSettings", "TrainingLoop"]
+
+_SEEDS_APART = 1_000_003
 
 Feed = Callable[[], StateBatch]
 """Gives the next block of labelled rows of one source, in order; blocks until it is there."""
@@ -73,6 +76,8 @@ class TrainingLoop:
     settings: LoopSettings
     step: int = 0
     """Updates done so far, over all phases."""
+    stretch: Stretch = field(default_factory=lambda: Stretch(1))
+    """That `plans` are those of."""
     _taken: dict[Origin, int] = field(default_factory=dict)
     _waited_s: dict[Origin, float] = field(default_factory=dict)
 
@@ -173,6 +178,8 @@ class TrainingLoop:
         return {
             "step": self.step,
             "learner": self.learner.state_dict(),
+            "stretch": self.stretch.state_dict(),
+            "held": self.stretch.workers * sum(len(buffer) for buffer in self.buffers.values()),
             "rank": {
                 "generator": self.generator.get_state(),
                 "torch": torch.get_rng_state(),
@@ -182,9 +189,16 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the feeds must go on behind the blocks taken."""
+        """Restore what `state_dict` gave; the feeds must go on behind the blocks taken.
+
+        Without what belongs to a rank, where there are as many workers as before, buffers stay empty: the plans must
+        begin here.
+        """
         self.step = state["step"]
         self.learner.load_state_dict(state["learner"])
+        if "rank" not in state:
+            self.generator.manual_seed(_SEEDS_APART * self.step + self.generator.initial_seed())
+            return
         rank = state["rank"]
         self.generator.set_state(rank["generator"])
         torch.set_rng_state(rank["torch"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from ddil_ray.models.model import DiffusionModel
 from ddil_ray.prompts import Embeddings, Prompts
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.trained import trained_state
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import NetworkOptimizer, reserve_moments
 from ddil_ray.training.placement import actor_networks, teaching, trained
@@ -35,6 +36,7 @@ from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, Expert, State
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.tally import TensorTally
+from ddil_ray.training.wire import WIRE_DTYPES
 
 __all__ = ["ImaginedRole", "RoleMemory", "estimate", "imagined_learner", "shared_bytes"]
 
@@ -203,7 +205,7 @@ def imagined_learner(stage: ImaginedRole) -> tuple[Learner, StateBatch]:
     for kept in vars(objective).values():
         stage.name("target", kept if isinstance(kept, nn.Module) else None)
     stage.tally.name_rest("average")
-    rows = trainer.batch_size // trainer.num_workers
+    rows = trainer.batch_size // trainer.workers[0]
     return learner, stage.states(rows, labelled=not objective.asks_in_trainer)
 
 
@@ -216,7 +218,20 @@ def _trainer(stage: ImaginedRole) -> RoleMemory:
         stage.tally.restart()
         learner.update(batch, torch.Generator().manual_seed(0))
     offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
-    return stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    published = _published_bytes(stage, learner)
+    host = {"replay": _replay_bytes(stage, len(batch), batch), "publications": (1 if stage.gpu else 2) * published}
+    memory = stage.memory(host, offloaded=offloaded)
+    return replace(memory, parts={**memory.parts, "publication": published}) if stage.gpu else memory
+
+
+def _published_bytes(stage: ImaginedRole, learner: Learner) -> int:
+    """What a publication of the student takes in the form in which it travels (`training.wire`).
+
+    The last is kept, and the next is copied while the trainer goes on: on its device, then in the CPU's memory.
+    """
+    halved = WIRE_DTYPES[stage.config.sync.dtype] is torch.bfloat16
+    tensors = trained_state(learner.student.network).values()
+    return sum(_bytes(t) // (2 if halved and t.dtype == torch.float32 else 1) for t in tensors)
 
 
 def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:

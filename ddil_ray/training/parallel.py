@@ -29,6 +29,10 @@ class Alone:
     ends_early = True
     dtype: torch.dtype | None = None
 
+    def ready_on(self, device: torch.device | str) -> torch.device | str:
+        """Where a network that is to be on `device` is made ready before it is wrapped."""
+        return device
+
     def wrap(self, network: nn.Module) -> nn.Module:
         """See `Parallel`."""
         return network
@@ -98,6 +102,10 @@ class FullyShard(Alone):
         self._policy = MixedPrecisionPolicy(self.dtype, self.dtype and torch.float32, cast_forward_inputs=False)
         self._mesh = init_device_mesh(device, (dist.get_world_size(),))
         self._blank: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+    def ready_on(self, device: torch.device | str) -> torch.device | str:
+        """See `Alone`. The parts alone ever come to the device, block by block."""
+        return "cpu"
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """See `Parallel`; in place. What is inside and cut up already stays so, and the rest is cut beside it."""
