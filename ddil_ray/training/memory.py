@@ -4,7 +4,8 @@ The run's own code is run on tensors without memory (`tally`): an update of the 
 network passes of rollouts, labels and samples, whose peak later passes repeat. So the estimate follows whatever the
 code does. Not counted: what libraries allocate inside an operation, convolutions apart; the CUDA context and its
 allocator's gaps; feature networks of evaluation. `trainer.compile` is left out, as it tends to need less, and so is
-`trainer.channels_last`, which was measured to need 3 to 8 % more.
+`trainer.channels_last`, which was measured to need 3 to 8 % more. Where `trainer.parallel` cuts networks up, a worker's
+part of them is counted, and not the block that is whole while it is called.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ _PASSES = 2
 """Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
 
 
+_CUT = ("student", "teacher", "critic", "target", "average", "gradients", "optimizer")
+"""Parts that grow with the network."""
+
+
 @dataclass(frozen=True)
 class RoleMemory:
     """Bytes of one actor of a role, by part."""
@@ -52,6 +57,14 @@ class RoleMemory:
     """In the CPU's memory, whatever computes."""
     gpu: bool = False
     """Whether a GPU computes."""
+
+    def cut(self, workers: int) -> RoleMemory:
+        """What each of `workers` keeps where they keep parts of whatever grows with the network."""
+        parts, host = (
+            {name: -(-size // workers) if name in _CUT else size for name, size in where.items()}
+            for where in (self.parts, self.host)
+        )
+        return RoleMemory(parts, host, self.gpu)
 
     @property
     def device_bytes(self) -> int:
@@ -216,7 +229,8 @@ def _trainer(stage: ImaginedRole) -> RoleMemory:
         stage.tally.restart()
         learner.update(batch, torch.Generator().manual_seed(0))
     offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
-    return stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    whole = stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    return whole.cut(trainer.workers[0]) if trainer.parallel == "fsdp" else whole
 
 
 def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:
