@@ -115,6 +115,17 @@ def test_estimates_follow_the_switches(given, trainer):
     assert_close(estimate(recipe, made)["trainer"], measured_update(recipe, made))
 
 
+def test_workers_that_keep_parts_are_estimated_so(given):
+    """Of what grows with the network; the batch is theirs to share in either way."""
+    ways = {"trainer": {"num_workers": 4}}, {"trainer": {"num_workers": 4, "parallel": "fsdp"}}
+    whole, parts = (estimate(*made_of(given, "digits", "dmd2", **way))["trainer"].parts for way in ways)
+    assert whole.keys() == parts.keys()
+    for name in ("student", "teacher", "critic", "average", "optimizer"):
+        assert parts[name] == pytest.approx(whole[name] / 4, rel=1e-3)
+    for name in ("activations", "states"):
+        assert parts[name] == whole[name]
+
+
 def test_a_teacher_in_halves_is_estimated_so(given):
     recipe, made = made_of(given, "latent", "lcm", states={"forward": 1.0}, teacher={"dtype": "bf16"})
     found = estimate(recipe, made)["labels (forward)"]
