@@ -14,10 +14,8 @@ from ddil_ray.capacity.sizing import HEADROOM, Load, Split, actors_needed, best_
 from ddil_ray.capacity.sources import Source, sources_of
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
 
-__all__ = ["READY", "Capacity", "PhaseCapacity", "RoleCapacity", "capacity", "resized", "split_of"]
+__all__ = ["Capacity", "PhaseCapacity", "RoleCapacity", "capacity", "resized", "split_of"]
 
-READY = 2
-"""Blocks that may lie ready for each trainer worker, beside one per actor."""
 _LITTLE = 0.01
 """A stall that is not worth a remedy."""
 
@@ -99,7 +97,7 @@ def capacity(recipe: Recipe, made: Ingredients, costs: Costs, *, slower: Mapping
     loads = [_loads(recipe, sources) for sources in phases]
     rows_per_s = trainer.batch_size / float(steps.mean())
     return Capacity(
-        workers=trainer.num_workers,
+        workers=trainer.workers[1],
         update_s=update_s,
         step_s=float(steps.mean()),
         rows_per_s=rows_per_s,
@@ -127,7 +125,7 @@ def capacity(recipe: Recipe, made: Ingredients, costs: Costs, *, slower: Mapping
 
 def resized(recipe: Recipe, made: Ingredients, costs: Costs, split: Split) -> tuple[Recipe, Ingredients, Costs]:
     """The run with other numbers of workers and actors, its batch shared by the workers."""
-    config, before = recipe.config, recipe.config.trainer.num_workers
+    config, before = recipe.config, recipe.config.trainer.workers[1]
     update: dict[str, object] = {"trainer": config.trainer.model_copy(update={"num_workers": split.workers})}
     for role, actors in split.actors.items():
         update[role] = getattr(config, role).model_copy(update={"num_actors": actors})
@@ -147,7 +145,7 @@ def split_of(
     slower, trainer = slower or {}, recipe.config.trainer
     phases = [list(sources_of(recipe, made, costs, phase, slower)) for phase in range(len(costs.phases))]
     loads = list(_heaviest([_loads(recipe, sources) for sources in phases]).values())
-    per_row = costs.update_s * slower.get("trainer", 1.0) * trainer.num_workers / trainer.batch_size
+    per_row = costs.update_s * slower.get("trainer", 1.0) * trainer.workers[1] / trainer.batch_size
     worker_s = {n: per_row for n in range(1, int(gpus) + 1) if trainer.batch_size % (n * trainer.accumulate) == 0}
     worker_gpus = _gpus_each(trainer.num_gpus)
     split = best_split([load for load in loads if load.gpus], gpus=gpus, worker_s=worker_s, worker_gpus=worker_gpus)
@@ -160,7 +158,7 @@ def split_of(
 def _forecast(
     recipe: Recipe, made: Ingredients, sources: list[Source], update: Update, *, gated: bool = True
 ) -> Forecast:
-    config, workers = recipe.config, recipe.config.trainer.num_workers
+    config, workers = recipe.config, recipe.config.trainer.workers[1]
     streams = [
         Stream(
             source.origin.label,
@@ -170,7 +168,7 @@ def _forecast(
             after=source.after(staleness=made.max_staleness, every=config.sync.every) if gated else None,
             label_s=source.label_s if source.pooled else 0.0,
             labellers=config.labels.bounds[1] if source.pooled else 0,
-            ready=READY * workers,
+            ready=config.replay.ahead * workers,
         )
         for source in sources
         if source.needed[-1] > 0
@@ -246,17 +244,17 @@ def _gpus_each(num_gpus: float | str) -> float:
 def _gpus(recipe: Recipe, sources: list[Source]) -> int:
     """That the run holds, rounded up."""
     trainer = recipe.config.trainer
-    held = trainer.num_workers * _gpus_each(trainer.num_gpus)
+    held = trainer.workers[1] * _gpus_each(trainer.num_gpus)
     for load in _loads(recipe, sources):
         held += load.gpus * len(load.pools) * _actors(recipe, load.role)
     return max(1, int(-(-held // 1)))
 
 
 def _traffic(recipe: Recipe, phases: list[list[Source]], costs: Costs, step_s: float) -> dict[str, float]:
-    trainer, config = recipe.config.trainer, recipe.config
+    config, trainer = recipe.config, recipe.config.trainer
     fresh = sum(float(source.plan.fresh(source.origin)[-1]) for sources in phases for source in sources)
     steps = trainer.steps * len(phases)
-    blocks = {s.origin: (_actors(recipe, ROLE_OF_ORIGIN[s.origin]) + READY * trainer.num_workers) for s in phases[0]}
+    blocks = {s.origin: recipe.most_actors(s.origin) + config.replay.ahead * trainer.workers[1] for s in phases[0]}
     return {
         "worker_in": fresh / steps * costs.row_bytes / step_s,
         "node_in": costs.weight_bytes / (config.sync.every * step_s),
@@ -267,7 +265,7 @@ def _traffic(recipe: Recipe, phases: list[list[Source]], costs: Costs, step_s: f
 def _inline(recipe: Recipe, sources: list[Source], update_s: float, *, gpus: int) -> dict[str, float]:
     """Ranks that draw a source per step and use all states of its trajectories."""
     trainer = recipe.config.trainer
-    per_row = update_s * trainer.num_workers / trainer.batch_size
+    per_row = update_s * trainer.workers[1] / trainer.batch_size
     total = sum(source.share for source in sources)
     draws = [Draw(s.share / total, per_row + (float(s.state_s.mean()) + s.label_s) / s.rows) for s in sources]
     return {"naive": naive_rate(draws, gpus), "synchronised": synchronised_rate(draws, gpus)}

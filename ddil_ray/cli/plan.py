@@ -107,10 +107,11 @@ def _accelerators(recipe: Any, default: str) -> dict[str, Any]:
 
 
 def _slower(recipe: Any, accelerators: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of every role on its own accelerator over those on the trainer's."""
-    kind = "full" if recipe.config.trainer.precision == "fp32" else "half"
-    base = getattr(accelerators["trainer"], kind)
-    return {role: base / getattr(each, kind) for role, each in accelerators.items()}
+    """Seconds of every role, on its own accelerator and in its own precision, over what the trainer's would take."""
+    usual = recipe.config.trainer.precision
+    base = accelerators["trainer"].peak(usual)
+    own = {role: getattr(getattr(recipe.config, role), "precision", None) or usual for role in accelerators}
+    return {role: base / each.peak(own[role]) for role, each in accelerators.items()}
 
 
 def _costs(recipe: Any, made: Any, accelerator: Any) -> Any:
@@ -148,8 +149,8 @@ def _settings(split: Any) -> list[str]:
 def _print(recipe: Any, found: Mapping[str, Any]) -> None:
     trainer, capacity = recipe.config.trainer, found["capacity"]
     print_lines(
-        f"update    {capacity['update_s']:.3g} s of {trainer.num_workers} x "
-        f"{trainer.batch_size // trainer.num_workers} rows, {found['basis']}"
+        f"update    {capacity['update_s']:.3g} s of {trainer.workers[1]} x "
+        f"{trainer.batch_size // trainer.workers[1]} rows, {found['basis']}"
     )
     print_table(
         "Actors",

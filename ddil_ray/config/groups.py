@@ -202,7 +202,14 @@ class _Resources(Group):
 class Trainer(_Resources):
     """The optimisation, and the workers that run it."""
 
-    num_workers: Count = 1
+    num_workers: Count | tuple[Count, Count] = Field(
+        1, description="N, or [min, max] to go on with as many as there is room for, see docs/parallel.md"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="several workers: each keeps whole networks (ddp), or its part of every weight, gradient, moment "
+        "and average (fsdp), see docs/parallel.md",
+    )
     steps: Count = Field(400, description="per phase (round of progressive distillation)")
     batch_size: Count = Field(128, description="rows per step over all workers")
     lr: Positive = 1e-4
@@ -241,11 +248,29 @@ class Trainer(_Resources):
 
     @model_validator(mode="after")
     def _divides(self) -> Trainer:
-        if self.batch_size % (self.num_workers * self.accumulate):
-            raise ValueError(
-                f"batch_size must be a multiple of num_workers x accumulate "
-                f"({self.num_workers} x {self.accumulate}), but is {self.batch_size}"
-            )
+        low, high = self.workers
+        if low > high:
+            raise ValueError(f"num_workers must be [min, max] with min <= max, but is {[low, high]}")
+        for workers in range(low, high + 1):
+            if self.batch_size % (workers * self.accumulate):
+                raise ValueError(
+                    f"batch_size must be a multiple of num_workers x accumulate ({workers} x {self.accumulate}), "
+                    f"but is {self.batch_size}"
+                )
+        return self
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """(least, most) workers."""
+        n = self.num_workers
+        return n if isinstance(n, tuple) else (n, n)
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Trainer:
+        if self.parallel == "fsdp" and self.optimizer != "adamw":
+            raise ValueError(f"optimizer must be adamw where parallel is fsdp, but is {self.optimizer}")
+        if self.parallel == "fsdp" and self.channels_last:
+            raise ValueError("channels_last must be false where parallel is fsdp, which cuts rows, but is true")
         return self
 
 

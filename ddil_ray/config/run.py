@@ -63,7 +63,7 @@ class RunConfig(Group):
                 "teacher.guidance must be one number unless the student is told it, but is a range; set one number, "
                 "or objective.type lcm with objective.guidance_embedding true"
             )
-        drawn = self.replay.reuse * self.trainer.batch_size // self.trainer.num_workers
+        drawn = self.replay.reuse * self.trainer.batch_size // self.trainer.workers[0]
         block = max(r.batch_size for r in (self.forward_states, self.student_rollouts, self.teacher_rollouts))
         if self.replay.capacity < drawn + block:
             raise ValueError(

@@ -153,7 +153,7 @@ def demands(config: RunConfig) -> list[Demand]:
     """Every role that this run starts, at its smallest size."""
     recipe = Recipe(config)
     trainer = config.trainer
-    rows = [Demand("trainer", trainer.num_workers, trainer.num_cpus, trainer.num_gpus)]
+    rows = [Demand("trainer", trainer.workers[0], trainer.num_cpus, trainer.num_gpus)]
     for origin in recipe.priors.origins:
         role = getattr(config, ROLE_OF_ORIGIN[origin])
         name = ROLE_OF_ORIGIN[origin] if origin.label != "mixed" else "student_rollouts (mixed)"

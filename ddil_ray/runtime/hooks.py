@@ -9,13 +9,12 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 
 from ddil_ray.runtime.publisher import Publisher
-from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE
+from ddil_ray.trained import named_trained
+from ddil_ray.training.checkpoint import write_checkpoint
 from ddil_ray.training.learner import Learner
-from ddil_ray.training.weights import load_trained_state, trained_state
-from ddil_ray.training.wire import FlatWeights, flatten_weights
+from ddil_ray.training.wire import FlatWeights, Snapshot
 
 __all__ = ["RayHooks"]
 
@@ -26,6 +25,7 @@ class RayHooks:
 
     hub: Any
     rank: int
+    ranks: int
     student_becomes_teacher: bool
     publisher: Publisher | None = None
     _teacher: FlatWeights | None = None
@@ -37,9 +37,9 @@ class RayHooks:
         self.publish(step, learner)
 
     def publish(self, step: int, learner: Learner) -> None:
-        if self.publisher is not None:
-            student = trained_state(learner.student.network).values()
-            self.publisher.publish(learner.phase.index, step, student, self._teacher)
+        student = learner.published()  # which all ranks gather where it is cut up
+        if self.publisher is not None and student is not None:
+            self.publisher.publish(learner.phase.index, step, student.values(), self._teacher)
 
     def log(self, record: dict[str, float]) -> None:
         if self.rank == 0:
@@ -47,10 +47,7 @@ class RayHooks:
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(state["rank"], Path(folder) / RANK_FILE.format(rank=self.rank))
-            if self.rank == 0:
-                shared = {"step": step, "learner": state["learner"]}
-                torch.save(shared, Path(folder) / SHARED_FILE)
+            write_checkpoint(Path(folder), state, rank=self.rank, ranks=self.ranks)
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         if self.rank == 0:
             self.hub.push.remote({"step": step, "checkpoint/step": step})
@@ -65,7 +62,5 @@ class RayHooks:
 
 def _phase_teacher(learner: Learner) -> FlatWeights:
     """Weights of the finished round before this one, which teach it."""
-    network = learner.student.copy().network
-    before = learner.objective.phases[learner.phase.index - 1].student_steps
-    load_trained_state(network, learner.rounds[before])
-    return flatten_weights(network)
+    weights = learner.rounds[learner.objective.phases[learner.phase.index - 1].student_steps]
+    return Snapshot([weights[name] for name, _ in named_trained(learner.student.network)]).on_host()

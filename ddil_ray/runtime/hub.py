@@ -9,7 +9,7 @@ are in `HubState`, `Stream` and `Measured`, which need no Ray; `Hub` adds the tr
 | --- | --- | --- |
 | trainer rank 0 | begin, publish, push | nothing (a thread does the first two) |
 | every rank | should_stop(step) | nothing |
-| state and label actors | start_of, admit | the trainer to begin; phase, weights and credit of their block |
+| state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
 | streams' executors | pool_sizes, cannot_resize | nothing |
 | driver | drain, request_stop, training_ended, resize | nothing |
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ddil_ray.runtime.admission import Ask, Lack, Stream, Work
+from ddil_ray.runtime.admission import Ask, Lack, Stream, StreamPlan, Work
 from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
 
@@ -195,11 +195,11 @@ class Hub:
         await self._notify()
         return token
 
-    async def start_of(self, incarnation: int) -> int:
-        """Step that the trainer of `incarnation` goes on from; waits until it has begun."""
+    async def plan_of(self, incarnation: int, stream: str) -> StreamPlan:
+        """Blocks of `stream` that the trainer of `incarnation` takes; waits until it has begun."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.state.begun >= incarnation)
-        return self.state.start_step
+        return self.state.streams[stream].plan
 
     async def publish(self, token: int, publication: Publication) -> bool:
         """Take weights over from where they lie; readers see the old or the new, never a mixture.

@@ -38,7 +38,6 @@ __all__ = ["RunResult", "distill", "resumed_config"]
 
 _POLL_S = 0.5
 _KEPT_ON_RESUME = (
-    "trainer.num_workers",
     "trainer.steps",
     "trainer.batch_size",
     "forward_states.batch_size",
@@ -191,7 +190,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
 
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
-    from ddil_ray.runtime.worker import load_rank_state
+    from ddil_ray.runtime.worker import load_shared
 
     config = recipe.config
     store = CheckpointStore(f"{folder.url}/checkpoints")
@@ -211,7 +210,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
             if monitor is not None:
                 monitor.kill()
             ray.kill(hub)
-    state = load_rank_state(store, ranks=config.trainer.num_workers, rank=0)
+    state = load_shared(store)
     if state is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
     total = config.trainer.steps * len(made.objective.phases)

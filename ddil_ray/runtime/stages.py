@@ -22,6 +22,7 @@ from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.runtime.hub import Grant
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.placement import actor_networks
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, StateMaker
@@ -49,23 +50,27 @@ def shared_tensor(reference: Any) -> torch.Tensor:
         return torch.from_numpy(ray.get(reference))
 
 
-def stream_plan(recipe: Recipe, origin: Origin, *, phases: int, start_step: int, max_staleness: int) -> StreamPlan:
+def stream_plan(
+    recipe: Recipe, origin: Origin, *, phases: int, start_step: int, max_staleness: int, stretch: Stretch | None = None
+) -> StreamPlan:
     """All blocks of a stream from `start_step` on, in the order in which ranks take them.
 
     Block k goes to rank k mod W, so the blocks of a phase are a multiple of W. The oldest weights that a block may come
-    from are those of `max_staleness` steps before its last row is taken.
+    from are those of `max_staleness` steps before its last row is taken. Without a `stretch` the largest number of
+    workers does the whole run.
     """
-    ranks, rows = recipe.config.trainer.num_workers, recipe.rows_per_block(origin)
+    stretch = stretch or Stretch(recipe.config.trainer.workers[1])
+    ranks, rows = stretch.workers, recipe.rows_per_block(origin)
     steps = recipe.config.trainer.steps
-    first_phase, local = divmod(start_step, steps)
+    first_phase = start_step // steps
     parts = []
-    for phase, plan in enumerate(recipe.plans(phases)):
+    for phase, plan in enumerate(recipe.plans(phases, stretch)):
         if phase < first_phase:
             continue
-        taken = -(-int(plan.fresh(origin)[local - 1]) // rows) if phase == first_phase and local else 0
+        taken = stretch.taken(plan, origin, step=start_step, rows=rows) if phase == first_phase else 0
         needed, last = (f(origin, rows)[taken:] for f in (plan.first_steps, plan.last_steps))
         versions = phase * steps + last - max_staleness if origin in USES_STUDENT else np.full(len(last), -1)
-        indices = taken * ranks + np.arange(len(last) * ranks)
+        indices = stretch.used_in(phase, steps, origin) + taken * ranks + np.arange(len(last) * ranks)
         each_rank = (plan.progress(origin, rows)[taken:], needed + phase * steps, versions, np.full(len(last), phase))
         progress, needed, versions, phase_of = (np.repeat(column, ranks) for column in each_rank)
         parts.append(StreamPlan(phase_of, needed, versions, indices, progress))
@@ -150,13 +155,7 @@ class StateStage(Stage):
         )
         self.fused = fused
         self.kept = kept_blocks(self.recipe, self.origin, self.conditions.pool, folder=context.kept)
-        self.plan = stream_plan(
-            self.recipe,
-            self.origin,
-            phases=len(self.objective.phases),
-            start_step=ray.get(context.hub.start_of.remote(incarnation)),
-            max_staleness=context.max_staleness,
-        )
+        self.plan: StreamPlan = ray.get(context.hub.plan_of.remote(incarnation, self.origin.label))
 
     def __call__(self, batch: Columns) -> Columns:
         """The rows of one request; none where the stream is shorter than when it began."""

@@ -32,11 +32,14 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
 
     def build() -> Dataset:
         from ddil_ray.runtime.stages import stream_plan
+        from ddil_ray.states.stretch import Stretch
 
         recipe = context.recipe
         incarnation = ray.get(context.hub.incarnation.remote())
-        plan = stream_plan(recipe, origin, phases=phases, start_step=0, max_staleness=0)
-        requests = [pa.table({"place": pa.array([place])}) for place in range(len(plan))]
+        low, high = recipe.config.trainer.workers  # how many there will be is not known here
+        wholes = [Stretch(workers) for workers in range(low, high + 1)]
+        plans = [stream_plan(recipe, origin, phases=phases, start_step=0, max_staleness=0, stretch=s) for s in wholes]
+        requests = [pa.table({"place": pa.array([place])}) for place in range(max(map(len, plans)))]
         role, labels = (_least(r) for r in (recipe.role_of(origin), recipe.config.labels))
         dataset = from_blocks(requests).map_batches(
             StageCall,

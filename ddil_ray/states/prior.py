@@ -66,10 +66,27 @@ class ConsumptionPlan:
     floor or ceil of its expected share and the expectation is exact. `fresh(origin)[n]` is the number of new rows
     taken up to and including step n: with reuse r, F(n) = ceil(D(n - 1) / r) + c(n) where D counts rows trained on and
     c(n) is this step's need, made monotone. With r = 1 that is D(n): every row is used exactly once.
+
+    Args:
+        priors: of the sources.
+        steps: of the phase.
+        batch_size: rows of one rank per step.
+        seed: of the run.
+        phase: which it is.
+        reuse: times that each row is trained on.
+        begin: step of the phase that this plan's rows are counted from; nothing is taken before.
     """
 
     def __init__(
-        self, priors: SourcePriors, *, steps: int, batch_size: int, seed: int, phase: int = 0, reuse: int = 1
+        self,
+        priors: SourcePriors,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        phase: int = 0,
+        reuse: int = 1,
+        begin: int = 0,
     ) -> None:
         self.steps, self.batch_size, self.reuse = steps, batch_size, reuse
         self.origins = priors.origins
@@ -80,11 +97,12 @@ class ConsumptionPlan:
         below = np.ceil(edges - u - 1e-9).clip(0, batch_size).astype(np.int64)
         below[:, -1] = batch_size
         drawn = np.diff(below, axis=1, prepend=0)
+        drawn[:begin] = 0
         self._counts = {o: drawn[:, i] for i, o in enumerate(self.origins)}
         self._fresh = {o: self._needed(counts) for o, counts in self._counts.items()}
 
     def counts(self, step: int) -> dict[Origin, int]:
-        """Rows of each source in the batch of `step` (0-based in the phase); they sum to the batch size."""
+        """Rows of each source in the batch of `step` of the phase; from `begin` on they sum to the batch size."""
         return {origin: int(counts[step]) for origin, counts in self._counts.items()}
 
     def fresh(self, origin: Origin) -> np.ndarray:

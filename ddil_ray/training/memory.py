@@ -4,7 +4,8 @@ The run's own code is run on tensors without memory (`tally`): an update of the 
 network passes of rollouts, labels and samples, whose peak later passes repeat. So the estimate follows whatever the
 code does. Not counted: what libraries allocate inside an operation, convolutions apart; the CUDA context and its
 allocator's gaps; feature networks of evaluation. `trainer.compile` is left out, as it tends to need less, and so is
-`trainer.channels_last`, which was measured to need 3 to 8 % more.
+`trainer.channels_last`, which was measured to need 3 to 8 % more. Where `trainer.parallel` cuts networks up, a worker's
+part of them is counted, and not the block that is whole while it is called.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,40 +29,21 @@ from ddil_ray.models.model import DiffusionModel
 from ddil_ray.prompts import Embeddings, Prompts
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.trained import trained_state
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import NetworkOptimizer, reserve_moments
 from ddil_ray.training.placement import actor_networks, teaching, trained
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, Expert, StateMaker
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
+from ddil_ray.training.role_memory import RoleMemory
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.tally import TensorTally
+from ddil_ray.training.wire import WIRE_DTYPES, travelling_bytes
 
 __all__ = ["ImaginedRole", "RoleMemory", "estimate", "imagined_learner", "shared_bytes"]
 
 _PASSES = 2
 """Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
-
-
-@dataclass(frozen=True)
-class RoleMemory:
-    """Bytes of one actor of a role, by part."""
-
-    parts: dict[str, int]
-    """At the peak, on the device that computes."""
-    host: dict[str, int] = field(default_factory=dict)
-    """In the CPU's memory, whatever computes."""
-    gpu: bool = False
-    """Whether a GPU computes."""
-
-    @property
-    def device_bytes(self) -> int:
-        """At the peak, on the device that computes; all of it where that is the CPU."""
-        return sum(self.parts.values()) + (0 if self.gpu else sum(self.host.values()))
-
-    @property
-    def host_bytes(self) -> int:
-        """In the CPU's memory where a GPU computes."""
-        return sum(self.host.values()) if self.gpu else 0
 
 
 def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ()) -> dict[str, RoleMemory]:
@@ -203,7 +185,7 @@ def imagined_learner(stage: ImaginedRole) -> tuple[Learner, StateBatch]:
     for kept in vars(objective).values():
         stage.name("target", kept if isinstance(kept, nn.Module) else None)
     stage.tally.name_rest("average")
-    rows = trainer.batch_size // trainer.num_workers
+    rows = trainer.batch_size // trainer.workers[0]
     return learner, stage.states(rows, labelled=not objective.asks_in_trainer)
 
 
@@ -216,7 +198,19 @@ def _trainer(stage: ImaginedRole) -> RoleMemory:
         stage.tally.restart()
         learner.update(batch, torch.Generator().manual_seed(0))
     offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
-    return stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    memory = stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    cut = trainer.parallel == "fsdp"
+    if cut:
+        memory = memory.cut(trainer.workers[0])
+    # The last publication is kept in the CPU's memory, and the next is copied while the trainer goes on: where the
+    # weights lie, which is there too where they are cut up and gathered.
+    on_device, wire = stage.gpu and not cut, WIRE_DTYPES[stage.config.sync.dtype]
+    published = travelling_bytes(trained_state(learner.student.network).values(), float32_as=wire)
+    return replace(
+        memory,
+        parts={**memory.parts, **({"publication": published} if on_device else {})},
+        host={**memory.host, "publications": (1 if on_device else 2) * published},
+    )
 
 
 def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:

@@ -5,10 +5,14 @@ Which they are is said by `ddil_ray.trained`: all of them, or the adapters alone
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ddil_ray.shards import local, part_of
 from ddil_ray.trained import load_trained_state, named_trained, trained_state
 
 __all__ = ["WeightAverage", "load_trained_state", "trained_state"]
@@ -27,7 +31,7 @@ class WeightAverage(AveragedModel):
         super().__init__(
             _Trained(network),
             device=None if device is None else torch.device(device),
-            multi_avg_fn=get_ema_multi_avg_fn(decay),
+            multi_avg_fn=_of_parts(get_ema_multi_avg_fn(decay)),
             use_buffers=True,
         )
 
@@ -35,9 +39,20 @@ class WeightAverage(AveragedModel):
         """Move the average towards the network `model`."""
         super().update_parameters(_Trained(model))
 
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Restore what `state_dict` gave, whole or in parts."""
+        mine = self.state_dict()
+        parts = {name: part_of(tensor, mine[name]) for name, tensor in state.items()}
+        return super().load_state_dict(parts, strict, assign)
+
     def weights(self) -> dict[str, Tensor]:
         """The average, as `trained_state`."""
         return {name.replace(_DOT, "."): tensor for name, tensor in self.module.state_dict().items()}
+
+
+def _of_parts(average: Callable[..., None]) -> Callable[..., None]:
+    """`average` of what this process keeps of the tensors."""
+    return lambda averaged, current, count: average([*map(local, averaged)], [*map(local, current)], count)
 
 
 _DOT = "/"

@@ -14,6 +14,7 @@ from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make
 from ddil_ray.testing import tiny_model
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import OptimizerSettings
+from ddil_ray.training.parallel import Alone
 
 METHODS = {
     "pd": {"teacher_steps": 8, "student_steps": (4, 2)},
@@ -75,7 +76,7 @@ def test_gradients_reach_the_student_and_nothing_else(name):
     teacher = tiny_model()
     batch = labelled(objective)
     student = tiny_model()
-    objective.start(student.network, objective.phases[0], lambda network: network)
+    objective.start(student.network, objective.phases[0], Alone())
     objective.loss(student.denoiser(), batch, objective.phases[0]).loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in student.network.parameters())
     assert all(p.grad is None for p in teacher.network.parameters())

@@ -115,6 +115,17 @@ def test_estimates_follow_the_switches(given, trainer):
     assert_close(estimate(recipe, made)["trainer"], measured_update(recipe, made))
 
 
+def test_workers_that_keep_parts_are_estimated_so(given):
+    """Of what grows with the network; the batch is theirs to share in either way."""
+    ways = {"trainer": {"num_workers": 4}}, {"trainer": {"num_workers": 4, "parallel": "fsdp"}}
+    whole, parts = (estimate(*made_of(given, "digits", "dmd2", **way))["trainer"].parts for way in ways)
+    assert whole.keys() == parts.keys()
+    for name in ("student", "teacher", "critic", "average", "optimizer"):
+        assert parts[name] == pytest.approx(whole[name] / 4, rel=1e-3)
+    for name in ("activations", "states"):
+        assert parts[name] == whole[name]
+
+
 def test_a_teacher_in_halves_is_estimated_so(given):
     recipe, made = made_of(given, "latent", "lcm", states={"forward": 1.0}, teacher={"dtype": "bf16"})
     found = estimate(recipe, made)["labels (forward)"]
@@ -157,7 +168,13 @@ def test_a_gpu_is_told_from_the_memory_beside_it(given, checkpointing):
     assert gpu.parts["activations"] > 1.2 * cpu.parts["activations"]
     assert (gpu.device_bytes, gpu.host_bytes) == (sum(gpu.parts.values()), sum(gpu.host.values()))
     assert (cpu.device_bytes, cpu.host_bytes) == (sum({**cpu.parts, **cpu.host}.values()), 0)
-    assert set(gpu.host) == {"replay", "prompts"}
+    assert set(gpu.host) == {"replay", "prompts", "publications"}
+    weights = sum(p.numel() for p in made.teacher.network.parameters()) * 4
+    assert (cpu.host["publications"], gpu.host["publications"], gpu.parts["publication"]) == (
+        2 * weights,
+        weights,
+        weights,
+    )
     assert shared_bytes(made)["data"] == 2 * ROWS * (4 * 8 * 8 * 4 + 8)
 
 
