@@ -85,7 +85,7 @@ def peaks(folder: Path, *, steps: int) -> tuple[dict[str, float], bool]:
 def measure(quick: bool) -> Outcome:
     """Both in turn."""
     torch.set_num_threads(1)
-    steps, warm, repeats = (20, 10, 1) if quick else (100, 20, 3)
+    steps, warm, repeats = (20, 10, 1) if quick else (80, 20, 3)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_prepared(small_teacher(folder), folder / "data")

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from measuring import Outcome, Table
 from small_pipeline import save_small_pipeline
 
 from ddil_ray.config import Role, RunConfig, load_config
+from ddil_ray.config.groups import Evaluation
+from ddil_ray.evaluation import Benchmark
+from ddil_ray.evaluation.samplers import Sampler
 from ddil_ray.prepare import begin, fill, new_job
 from ddil_ray.results import new_benchmark, teacher_samplers
 from ddil_ray.runtime.cluster import ray_session
@@ -51,20 +55,31 @@ def simulated(actors: int, *, each: int) -> float:
     return stamped("sleeping:SleepingStage", [SIMULATED_S], list(range(each * actors)), role)
 
 
-def evaluated(actors: int, *, blocks: int) -> float:
-    """Samples per second of `evaluate`: a teacher of digits, 16 steps, with features."""
-    import ray
+@dataclass(frozen=True)
+class Evaluating:
+    """What `evaluate` measures: the teacher of digits at 4 steps, against itself at 64."""
 
-    size = 50
-    overrides = [f"evaluation.num_samples={blocks * size}", f"evaluation.batch_size={size}", "evaluation.steps=[16]"]
-    recipe = Recipe(load_config("digits-perceptron", overrides, kind=RunConfig))
-    made = recipe.ingredients()
-    benchmark = new_benchmark(recipe, made)
-    samplers = {"teacher": {16: teacher_samplers(recipe, made)[16]}}
-    work = [ray.put((benchmark.maker, samplers)), ray.put(benchmark.data.images.numpy())]
-    role = recipe.config.evaluation.model_copy(update={"num_actors": actors, "num_gpus": 0})
-    requests = [("samples", block) for block in range(len(benchmark.maker.blocks))]
-    return size * stamped("ddil_ray.runtime.evaluation:BlockStage", [work], requests, role)
+    benchmark: Benchmark
+    samplers: dict[str, dict[int, Sampler]]
+    role: Evaluation
+
+    @classmethod
+    def of(cls, *, blocks: int) -> Evaluating:
+        """Blocks of 50 samples."""
+        overrides = [f"evaluation.num_samples={50 * blocks}", "evaluation.batch_size=50", "evaluation.steps=[4]"]
+        recipe = Recipe(load_config("digits-perceptron", overrides, kind=RunConfig))
+        made = recipe.ingredients()
+        samplers = {"teacher": teacher_samplers(recipe, made)}
+        return cls(new_benchmark(recipe, made), samplers, recipe.config.evaluation)
+
+    def rate(self, actors: int) -> float:
+        """Samples per second."""
+        import ray
+
+        work = [ray.put((self.benchmark.maker, self.samplers)), ray.put(self.benchmark.data.images.numpy())]
+        role = self.role.model_copy(update={"num_actors": actors, "num_gpus": 0})
+        requests = [("samples", block) for block in range(len(self.benchmark.maker.blocks))]
+        return 50 * stamped("ddil_ray.runtime.evaluation:BlockStage", [work], requests, role)
 
 
 def prepared(actors: int, folder: Path, *, items: int) -> float:
@@ -109,16 +124,17 @@ def measure(quick: bool) -> Outcome:
     torch.set_num_threads(1)
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    items, blocks, repeats = (12, 20, 1) if quick else (40, 80, 3)
+    items, blocks, repeats = (12, 20, 1) if quick else (40, 60, 2)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary, ray_session(cpus=10):
         folder = Path(temporary)
         save_small_pipeline(folder)
         write_pictures(folder / "pictures", 8 * items)
+        evaluating = Evaluating.of(blocks=blocks)
         for _ in range(repeats):
             for actors in (1, 2):
                 found.setdefault(f"prepare, images/s, {actors}", []).append(prepared(actors, folder, items=items))
-                found.setdefault(f"evaluate, samples/s, {actors}", []).append(evaluated(actors, blocks=blocks))
+                found.setdefault(f"evaluate, samples/s, {actors}", []).append(evaluating.rate(actors))
             for actors in (1, 2, 4, 8):
                 found.setdefault(f"simulated requests/s, {actors}", []).append(simulated(actors, each=40))
     medians = measuring.medians(found)

@@ -49,7 +49,7 @@ def main() -> None:
         if found is None:
             failed.append(script)
         else:
-            goals += found["goals"]
+            goals += found.get("goals", [])
     console.print(timings)
     show_goals(goals, console)
     met = sum(goal["met"] for goal in goals)

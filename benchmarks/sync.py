@@ -1,8 +1,8 @@
 """Weight publication: how long from a trainer's publication until a rollout actor has the weights loaded.
 
 Beside it the copy of the same bytes, in a process of its own and in turn: into memory that is there (`memcpy`), and
-into memory that is new. A publication is counted from the call in the trainer; `stall` is how long that call takes, which is
-all that training waits for. The publisher, the hub and the loading are the library's own.
+into memory that is new. A publication is counted from the call in the trainer; `stall` is how long that call takes,
+which is all that training waits for. The publisher, the hub and the loading are the library's own.
 """
 
 from __future__ import annotations

@@ -25,9 +25,13 @@ class Accelerator:
     full: float
     """float32, as torch multiplies it by default: without TF32."""
 
+    def peak(self, precision: str) -> float:
+        """TFLOP/s in `precision`, which is fp32, bf16 or fp16."""
+        return self.full if precision == "fp32" else self.half
+
     def seconds(self, *, training_flop: float, inference_flop: float, precision: str) -> float:
-        """How long so much work takes in `precision`, which is fp32, bf16 or fp16."""
-        peak = (self.full if precision == "fp32" else self.half) * 1e12
+        """How long so much work takes in `precision`."""
+        peak = self.peak(precision) * 1e12
         return training_flop / (peak * TRAINING_SHARE) + inference_flop / (peak * INFERENCE_SHARE)
 
 

@@ -37,7 +37,7 @@ from ddil_ray.training.learner import Learner
 from ddil_ray.training.placement import trained
 from ddil_ray.training.producer import Expert
 from ddil_ray.training.recipe import Ingredients, Recipe
-from ddil_ray.training.wire import flatten_weights
+from ddil_ray.training.wire import WIRE_DTYPES, flatten_weights
 
 __all__ = ["COPY_BYTES_PER_S", "PROGRESS", "Costs", "PhaseCosts", "counted", "declared", "measured"]
 
@@ -93,7 +93,7 @@ def measured(recipe: Recipe, made: Ingredients) -> Costs:
     student = recipe.student_of(made.teacher)
     stages, timer = _Stages(recipe, made, student, device), partial(_by_the_clock, device)
     update_s = stages.update_s(timer)
-    publication_s = timer(lambda: flatten_weights(stages.learner().student.network))
+    publication_s = timer(lambda: flatten_weights(stages.student.network))
     return _Costs(stages, timer, 1).of(made, "measured", update_s=update_s, publication_s=publication_s)
 
 
@@ -115,7 +115,7 @@ def counted(recipe: Recipe, made: Ingredients, accelerator: Accelerator) -> Cost
     stood_in = replace(_small(made), teacher=_stand_in(made.teacher, of_teacher))
     stages = _Stages(Recipe(_plainly_placed(config)), stood_in, _stand_in(student, of_student), "cpu")
     costs = _Costs(stages, _virtually, _DRAWN).of(made, "counted", update_s=update_s, publication_s=0.0)
-    weight_bytes = _bytes(student)
+    weight_bytes = _bytes(student, recipe)
     return replace(costs, weight_bytes=weight_bytes, publication_s=weight_bytes / COPY_BYTES_PER_S)
 
 
@@ -206,7 +206,7 @@ class _Costs:
         columns = stages.label(stages.states(stages.recipe.priors.origins[0], rows=2)).to_columns()
         larger = math.prod(made.teacher.sample_shape) // math.prod(stages.made.teacher.sample_shape)
         row_bytes = sum(column.nbytes * (larger if column.ndim > 2 else 1) for column in columns.values()) // 2
-        return Costs(basis, phases, update_s, publication_s, row_bytes, _bytes(stages.student))
+        return Costs(basis, phases, update_s, publication_s, row_bytes, _bytes(stages.student, stages.recipe))
 
     def _phase(self, phase: int) -> PhaseCosts:
         self.stages.enter(phase)
@@ -260,5 +260,8 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _bytes(model: DiffusionModel) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in trained_state(model.network).values())
+def _bytes(model: DiffusionModel, recipe: Recipe) -> int:
+    """Of what is trained of `model`, as it travels."""
+    wire = WIRE_DTYPES[recipe.config.sync.dtype].itemsize
+    tensors = trained_state(model.network).values()
+    return sum(t.numel() * (wire if t.dtype == torch.float32 else t.element_size()) for t in tensors)

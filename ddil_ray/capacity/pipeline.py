@@ -33,8 +33,8 @@ class Stream:
     """Seconds that a labelling actor needs for a block."""
     labellers: int = 0
     """0 where the actors that make blocks label them, in `block_s`."""
-    ready: int | None = None
-    """Blocks, over all ranks, that may lie ready beside one per actor; None for no bound."""
+    ready: int = 0
+    """Blocks, over all ranks, that may lie ready beside one per actor."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def forecast(streams: Sequence[Stream], update: Update, *, ranks: int) -> Foreca
     for step in range(steps):
         begun = now
         for run in runs:
-            run.reached(step, begun)
+            run.reached(min(step + 1, steps - 1), begun)
         for run in runs:
             now = max(now, run.take(step, published))
         waits[step] = now - begun
@@ -121,7 +121,7 @@ class _Run:
     arrived: float = 0.0
     """When the last of them was there: blocks come in order."""
     credits: list[float] = field(default_factory=list)
-    """When the trainer reached the step that needs each block, as far as it has."""
+    """When each block no longer counted as ready, as far as the trainer has come."""
     finished: list[tuple[float, float]] = field(default_factory=list)
     """(end, seconds) of the work on each block."""
 
@@ -130,7 +130,7 @@ class _Run:
         self.labelling = [0.0] * self.stream.labellers
 
     def reached(self, step: int, now: float) -> None:
-        """The trainer is at `step`: what it needs there no longer counts as ready."""
+        """What the trainer needs up to `step`, which is its next, no longer counts as ready."""
         self.credits += [now] * (int(self.stream.needed[step]) * self.ranks - len(self.credits))
 
     def take(self, step: int, published: np.ndarray) -> float:
@@ -154,9 +154,7 @@ class _Run:
 
     def _credit(self, block: int) -> float:
         """When `block` may begin: once the one that many places before it is needed."""
-        if self.stream.ready is None:
-            return 0.0
-        before = block - self.stream.actors - self.stream.ready
+        before = block - self.stream.actors - self.stream.labellers - self.stream.ready
         return self.credits[before] if before >= 0 else 0.0
 
     def busy(self, start: float, end: float) -> float:

@@ -14,10 +14,8 @@ from ddil_ray.capacity.sizing import HEADROOM, Load, Split, actors_needed, best_
 from ddil_ray.capacity.sources import Source, sources_of
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
 
-__all__ = ["READY", "Capacity", "PhaseCapacity", "RoleCapacity", "capacity", "resized", "split_of"]
+__all__ = ["Capacity", "PhaseCapacity", "RoleCapacity", "capacity", "resized", "split_of"]
 
-READY = 2
-"""Blocks that may lie ready for each trainer worker, beside one per actor."""
 _LITTLE = 0.01
 """A stall that is not worth a remedy."""
 
@@ -170,7 +168,7 @@ def _forecast(
             after=source.after(staleness=made.max_staleness, every=config.sync.every) if gated else None,
             label_s=source.label_s if source.pooled else 0.0,
             labellers=config.labels.bounds[1] if source.pooled else 0,
-            ready=READY * workers,
+            ready=config.replay.ahead * workers,
         )
         for source in sources
         if source.needed[-1] > 0
@@ -253,10 +251,10 @@ def _gpus(recipe: Recipe, sources: list[Source]) -> int:
 
 
 def _traffic(recipe: Recipe, phases: list[list[Source]], costs: Costs, step_s: float) -> dict[str, float]:
-    trainer, config = recipe.config.trainer, recipe.config
+    config, trainer = recipe.config, recipe.config.trainer
     fresh = sum(float(source.plan.fresh(source.origin)[-1]) for sources in phases for source in sources)
     steps = trainer.steps * len(phases)
-    blocks = {s.origin: (_actors(recipe, ROLE_OF_ORIGIN[s.origin]) + READY * trainer.workers[1]) for s in phases[0]}
+    blocks = {s.origin: recipe.most_actors(s.origin) + config.replay.ahead * trainer.workers[1] for s in phases[0]}
     return {
         "worker_in": fresh / steps * costs.row_bytes / step_s,
         "node_in": costs.weight_bytes / (config.sync.every * step_s),

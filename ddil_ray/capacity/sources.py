@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -31,6 +32,8 @@ class Source:
     """Fresh rows per row trained on, where it is largest."""
     pooled: bool
     """Whether labels have actors of their own."""
+    made: float
+    """Blocks per worker that are made; later ones are kept ones, which cost nothing here."""
     needed: np.ndarray = field(init=False)
     """(steps,) blocks per worker, cumulative."""
 
@@ -43,7 +46,8 @@ class Source:
         blocks = int(self.needed[-1])
         first = np.searchsorted(self.needed, np.arange(1, blocks + 1))
         states: np.ndarray = np.interp(first / max(1, self.plan.steps - 1), PROGRESS, self.state_s)
-        return states + (0.0 if self.pooled else self.label_s)
+        fresh = np.arange(blocks) < self.made
+        return fresh * (states + (0.0 if self.pooled else self.label_s))
 
     def after(self, *, staleness: int, every: int) -> np.ndarray | None:
         """(blocks per worker,) see `Stream.after`: the first weights that are young enough when the last row goes."""
@@ -73,4 +77,13 @@ def sources_of(
             costs.phases[phase].label_s[origin] * (slower.get("labels", 1.0) if pooled else role),
             most * float(plan.fresh(origin)[-1]) / max(1, trained),
             pooled,
+            _made(recipe, origin),
         )
+
+
+def _made(recipe: Recipe, origin: Origin) -> float:
+    """Blocks per worker before kept ones come again."""
+    kept = recipe.config.teacher_rollouts.keep_rows
+    if origin is not Origin.TEACHER or kept is None:
+        return math.inf
+    return kept / recipe.rows_per_block(origin) / recipe.config.trainer.workers[0]

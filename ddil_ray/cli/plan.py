@@ -107,10 +107,11 @@ def _accelerators(recipe: Any, default: str) -> dict[str, Any]:
 
 
 def _slower(recipe: Any, accelerators: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of every role on its own accelerator over those on the trainer's."""
-    kind = "full" if recipe.config.trainer.precision == "fp32" else "half"
-    base = getattr(accelerators["trainer"], kind)
-    return {role: base / getattr(each, kind) for role, each in accelerators.items()}
+    """Seconds of every role, on its own accelerator and in its own precision, over what the trainer's would take."""
+    usual = recipe.config.trainer.precision
+    base = accelerators["trainer"].peak(usual)
+    own = {role: getattr(getattr(recipe.config, role), "precision", None) or usual for role in accelerators}
+    return {role: base / each.peak(own[role]) for role, each in accelerators.items()}
 
 
 def _costs(recipe: Any, made: Any, accelerator: Any) -> Any:

@@ -22,7 +22,7 @@ from ddil_ray.diffusion.schedule import NoiseSchedule, add_noise
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
 from ddil_ray.objectives.critic import Critic
-from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
+from ddil_ray.objectives.objective import LossOutput, Metrics, Parallel, RealData
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
@@ -167,9 +167,9 @@ class DistributionMatching:
         turn = self._iteration % self.student_every == 0
         with torch.set_grad_enabled(turn):
             x_0 = student(batch.x_t, batch.t, batch.cond, batch.w)
-        metrics = {
-            "student/mean": float(x_0.detach().mean()),
-            "student/spread": float(x_0.detach().std(0).mean()) if len(batch) > 1 else 0.0,
+        metrics: Metrics = {
+            "student/mean": x_0.detach().mean(),
+            "student/spread": x_0.detach().std(0).mean() if len(batch) > 1 else 0.0,
         }
         loss = per_row = None
         if turn:
@@ -180,7 +180,7 @@ class DistributionMatching:
 
     def _student_loss(
         self, student: NetworkDenoiser, x_0: Tensor, batch: StateBatch, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Tensor, Metrics]:
         assert self._bare is not None
         assert self._expert is not None
         t = self._times(x_0, self.time_range, generator)
@@ -191,11 +191,11 @@ class DistributionMatching:
             fake = self.threshold(fake_score(x_t, t, batch.cond, torch.zeros_like(batch.w)))
             gradient = matching_gradient(x_0, real, fake)
         per_row = matching_loss(x_0, gradient)
-        metrics = {"dmd/gradient": float(gradient.abs().mean()), "dmd/scores_apart": float((fake - real).abs().mean())}
+        metrics: Metrics = {"dmd/gradient": gradient.abs().mean(), "dmd/scores_apart": (fake - real).abs().mean()}
         loss = per_row.mean()
         if self.gan_weight > 0:
             adversarial = self._adversarial(student, x_0, batch.cond, generator)
-            metrics["gan/student_loss"] = float(adversarial.detach())
+            metrics["gan/student_loss"] = adversarial.detach()
             loss = loss + self.gan_weight * adversarial
         return loss, per_row.detach(), metrics
 
@@ -217,32 +217,33 @@ class DistributionMatching:
 
     def _critic_loss(
         self, student: NetworkDenoiser, x_0: Tensor, batch: StateBatch, generator: torch.Generator | None
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Denoising loss in what the network predicts, and the discriminator's on the same noised samples."""
         assert self.critic is not None
         x_t, t = self._renoised(x_0, generator)
-        rows, cond, seen, times = len(x_0), batch.cond, x_t, t
+        rows, judged, cond, seen, times = len(x_0), 0, batch.cond, x_t, t
         if self.gan_weight > 0:
             assert self._data is not None
-            real, real_cond = (part.to(x_0.device) for part in self._data.draw(rows, generator))
+            judged = rows
+            real, real_cond = (part.to(x_0.device) for part in self._data.draw(judged, generator))
             real_t, real_times = self._renoised(real, generator)
             seen, times, cond = torch.cat([x_t, real_t]), torch.cat([t, real_times]), torch.cat([cond, real_cond])
-        output, logits = self._under_autocast(student, self.critic, seen, times, cond)
+        output, logits = self._under_autocast(student, self.critic, seen, times, cond, judged)
         wanted = from_x0(x_0, x_t, t, prediction=student.prediction, schedule=self.schedule)
-        loss = (output[:rows].float() - wanted).square().mean()
-        estimate = to_x0(output[:rows].detach(), x_t, t, prediction=student.prediction, schedule=self.schedule)
-        metrics = {
-            "critic/score_loss": float(loss.detach()),
-            "critic/x_0_error": float((estimate - x_0).square().mean()),
+        loss = (output.float() - wanted).square().mean()
+        estimate = to_x0(output.detach(), x_t, t, prediction=student.prediction, schedule=self.schedule)
+        metrics: Metrics = {
+            "critic/score_loss": loss.detach(),
+            "critic/x_0_error": (estimate - x_0).square().mean(),
         }
         if logits is not None:
             generated, real_logits = logits.double().split(rows)
             adversarial = critic_adversarial_loss(generated, real_logits)
             loss = loss + self.critic_gan_weight * adversarial
             metrics |= {
-                "gan/critic_loss": float(adversarial.detach()),
-                "gan/real": float(real_logits.detach().sigmoid().mean()),
-                "gan/generated": float(generated.detach().sigmoid().mean()),
+                "gan/critic_loss": adversarial.detach(),
+                "gan/real": real_logits.detach().sigmoid().mean(),
+                "gan/generated": generated.detach().sigmoid().mean(),
             }
         return loss, metrics
 
@@ -257,12 +258,12 @@ class DistributionMatching:
         return (low + (high - low) * torch.rand(len(x), generator=generator, dtype=torch.float64)).to(x.device)
 
     def _under_autocast(
-        self, student: NetworkDenoiser, call: Callable[..., Any], x_t: Tensor, t: Tensor, cond: Tensor
+        self, student: NetworkDenoiser, call: Callable[..., Any], x_t: Tensor, t: Tensor, cond: Tensor, *more: int
     ) -> Any:
-        """`call` with the network's own arguments, in the precision that the student runs in."""
+        """`call` with the network's own arguments and `more`, in the precision that the student runs in."""
         time = self.schedule.network_time(t).to(x_t.device)
         with torch.autocast(x_t.device.type, student.autocast, enabled=student.autocast is not None):
-            return call(x_t, time, cond, torch.zeros(len(x_t), device=x_t.device))
+            return call(x_t, time, cond, torch.zeros(len(x_t), device=x_t.device), *more)
 
     def after_update(self, student: nn.Module) -> None:
         """Count the iteration."""

@@ -129,7 +129,7 @@ class LatentConsistency:
             average = self._consistent(Thresholded(replace(student, network=self._target), self.threshold))
             target = average(batch.label, self._earlier(batch.t), batch.cond, batch.w)
         per_row = self.elementwise(predicted - target, self.huber_c).flatten(1).mean(1)
-        spread = float(predicted.detach().std(0).mean()) if len(batch) > 1 else 0.0
+        spread = predicted.detach().std(0).mean() if len(batch) > 1 else 0.0
         return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread})
 
     def after_update(self, student: nn.Module) -> None:

@@ -15,7 +15,7 @@ from ddil_ray.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.source import Phase
 
-__all__ = ["LossOutput", "Objective", "Parallel", "RealData"]
+__all__ = ["LossOutput", "Metrics", "Objective", "Parallel", "RealData"]
 
 
 class Parallel(Protocol):
@@ -33,6 +33,10 @@ class Parallel(Protocol):
         """A copy of the student's network, kept as that is, with trained weights of its own; not wrapped yet."""
 
 
+Metrics = dict[str, float | Tensor]
+"""Numbers by name; tensors are scalars on the device, so that no step waits for them."""
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """What is minimised on one batch, the student's loss of every row for bookkeeping, and further metrics."""
@@ -41,7 +45,7 @@ class LossOutput:
     """Scalar for the student; None where it rests."""
     per_row: Tensor | None
     """(B,) detached; None where the student rests."""
-    metrics: dict[str, float]
+    metrics: Metrics
     critic_loss: Tensor | None = None
     """Scalar for `Objective.critic`; its gradient must not reach the student, nor `loss` the critic."""
 

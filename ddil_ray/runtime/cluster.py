@@ -58,9 +58,12 @@ LOCAL_ENV = {
 def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
     """Be connected to Ray for the run of `config`.
 
-    A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
+    A local Ray is told of as many logical CPUs as the run's actors need at most: on a laptop they share the real ones.
     """
-    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(config), [evaluation_demand(config)]))
+    most = config.model_copy(
+        update={role: _at_most(getattr(config, role)) for role in {*pool_roles(config).values(), "evaluation"}}
+    )
+    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(most), [evaluation_demand(most)]))
     with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
         yield
 
@@ -161,6 +164,10 @@ def demands(config: RunConfig) -> list[Demand]:
     if config.shift.enabled:
         rows.append(Demand("shift", 1, config.shift.num_cpus, config.shift.num_gpus))
     return rows
+
+
+def _at_most(role: R) -> R:
+    return role.model_copy(update={"num_actors": role.bounds[1]})
 
 
 def pool_roles(config: RunConfig) -> dict[str, str]:

@@ -11,6 +11,9 @@ from ddil_ray.simulation.device import VARIABLE, World
 
 __all__ = ["connected_to", "simulated_cluster"]
 
+_NO_PRESTART = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+"""Else Ray starts a process per logical CPU, to be ready for tasks."""
+
 
 @contextmanager
 def simulated_cluster(*, nodes: int, cpus: int, gpus: int, object_store_bytes: int = 2**28) -> Iterator[str]:
@@ -25,7 +28,7 @@ def simulated_cluster(*, nodes: int, cpus: int, gpus: int, object_store_bytes: i
         gpus: of each node.
         object_store_bytes: of each node.
     """
-    os.environ.update(WORKER_ENV | LOCAL_ENV)
+    os.environ.update(WORKER_ENV | LOCAL_ENV | _NO_PRESTART)
     from ray.cluster_utils import Cluster
 
     each = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": object_store_bytes}

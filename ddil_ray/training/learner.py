@@ -11,7 +11,7 @@ import torch
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.models.model import DiffusionModel
-from ddil_ray.objectives.objective import LossOutput, Objective
+from ddil_ray.objectives.objective import LossOutput, Metrics, Objective
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Phase
 from ddil_ray.training.optimizer import PRECISIONS, NetworkOptimizer, OptimizerSettings
@@ -80,12 +80,16 @@ class Learner:
             lr = self.objective.critic_lr or settings.lr
             self.optimizers["critic"] = NetworkOptimizer(critic.parameters(), replace(settings, lr=lr))
 
-    def update(self, batch: StateBatch, generator: torch.Generator | None = None) -> dict[str, float]:
-        """One step on labelled states; returns metrics. `generator` (CPU) gives the objective's noise.
+    def update(self, batch: StateBatch, generator: torch.Generator | None = None) -> Metrics:
+        """One step on labelled states, which are on the CPU; `generator` (CPU) gives the objective's noise.
+
+        The device is waited for once: before anything moves, the losses must be finite.
 
         Raises:
             RunFailedError: a loss is not finite.
         """
+        metrics: Metrics = {**_by_origin(batch), "lr": self.optimizers["student"].lr}
+        origins = batch.origin
         batch = batch.to(self.device)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
@@ -94,16 +98,16 @@ class Learner:
         for i, rows in enumerate(parts):
             with contextlib.nullcontext() if i == len(parts) - 1 else self._without_exchange():
                 outputs.append(self._backward(batch[rows], len(rows) / len(batch), generator))
-        metrics = {**outputs[-1].metrics, **_by_origin(batch), "lr": self.optimizers["student"].lr}
         _check_finite(outputs)
+        metrics |= outputs[-1].metrics
         losses = [output.per_row for output in outputs if output.per_row is not None]
         if losses:
-            metrics |= _losses_by_origin(torch.cat(losses), batch)
+            metrics |= _losses_by_origin(torch.cat(losses), origins)
             metrics["grad_norm"] = self.optimizers["student"].step()
             self.ema.update_parameters(self.student.network)
-        criticism = [float(output.critic_loss.detach()) for output in outputs if output.critic_loss is not None]
+        criticism = [output.critic_loss.detach() for output in outputs if output.critic_loss is not None]
         if criticism:
-            metrics["critic/loss"] = sum(criticism) / len(criticism)
+            metrics["critic/loss"] = torch.stack(criticism).mean()
             metrics["critic/grad_norm"] = self.optimizers["critic"].step()
         for optimizer in self.optimizers.values():
             optimizer.advance()
@@ -164,6 +168,8 @@ def _check_finite(outputs: Sequence[LossOutput]) -> None:
         "losses of the student": [o.loss.detach()[None] for o in outputs if o.loss is not None],
         "losses of the critic": [o.critic_loss.detach()[None] for o in outputs if o.critic_loss is not None],
     }
+    if bool(torch.stack([tensor.isfinite().all() for tensors in parts.values() for tensor in tensors]).all()):
+        return
     for what, tensors in parts.items():
         wrong = [not ok for tensor in tensors for ok in tensor.isfinite().tolist()]
         if any(wrong):
@@ -173,21 +179,23 @@ def _check_finite(outputs: Sequence[LossOutput]) -> None:
             )
 
 
-def _losses_by_origin(losses: torch.Tensor, batch: StateBatch) -> dict[str, float]:
+def _losses_by_origin(losses: torch.Tensor, origins: torch.Tensor) -> Metrics:
     """Mean loss, and that of every source's rows."""
-    parts = {origin: losses[batch.origin == origin] for origin in Origin}
-    return {"loss": float(losses.mean())} | {
-        f"loss/{origin.label}": float(part.mean()) for origin, part in parts.items() if len(part)
-    }
-
-
-def _by_origin(batch: StateBatch) -> dict[str, float]:
-    """Share and law of t of every source's rows."""
-    metrics = {}
+    metrics: Metrics = {"loss": losses.mean()}
     for origin in Origin:
-        rows = batch.origin == origin
-        if bool(rows.any()):
-            metrics[f"states/share_{origin.label}"] = float(rows.float().mean())
-            for quarter, share in enumerate(torch.histc(batch.t[rows].float(), 4, 0, 1) / int(rows.sum())):
-                metrics[f"states/t_{origin.label}/quarter_{quarter + 1}"] = float(share)
+        rows = (origins == origin).nonzero().squeeze(1)
+        if len(rows):
+            metrics[f"loss/{origin.label}"] = losses[rows.to(losses.device)].mean()
+    return metrics
+
+
+def _by_origin(batch: StateBatch) -> Metrics:
+    """Share and law of t of every source's rows."""
+    metrics: Metrics = {}
+    for origin in Origin:
+        t = batch.t[batch.origin == origin]
+        if len(t):
+            metrics[f"states/share_{origin.label}"] = len(t) / len(batch)
+            for quarter, share in enumerate((torch.histc(t.float(), 4, 0, 1) / len(t)).tolist()):
+                metrics[f"states/t_{origin.label}/quarter_{quarter + 1}"] = share
     return metrics

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ddil_ray.errors import StaleStateError
+from ddil_ray.objectives.objective import Metrics
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.replay import ReplayBuffer
@@ -212,12 +213,12 @@ class _Window:
 
     started: float = field(default_factory=time.perf_counter)
     rows: int = 0
-    metrics: dict[str, list[float]] = field(default_factory=dict)
+    metrics: dict[str, list[float | torch.Tensor]] = field(default_factory=dict)
     staleness: list[torch.Tensor] = field(default_factory=list)
     loss: float | None = None
     """Of the last record; stands in where the student rested all the while."""
 
-    def add(self, batch: StateBatch, metrics: dict[str, float], staleness: torch.Tensor) -> None:
+    def add(self, batch: StateBatch, metrics: Metrics, staleness: torch.Tensor) -> None:
         self.rows += len(batch)
         self.staleness.append(staleness)
         for name, value in metrics.items():
@@ -228,7 +229,7 @@ class _Window:
         seconds = max(now - self.started, 1e-9)
         # A source without rows in a step has a share of 0 there, and no other figure.
         over = {name: len(self.staleness) if name.startswith("states/share_") else None for name in self.metrics}
-        record = {name: sum(values) / (over[name] or len(values)) for name, values in self.metrics.items()}
+        record = {name: float(sum(values)) / (over[name] or len(values)) for name, values in self.metrics.items()}
         self.loss = record.get("loss", self.loss)
         if self.loss is not None:
             record["loss"] = self.loss

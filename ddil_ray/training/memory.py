@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,52 +29,21 @@ from ddil_ray.models.model import DiffusionModel
 from ddil_ray.prompts import Embeddings, Prompts
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.trained import trained_state
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import NetworkOptimizer, reserve_moments
 from ddil_ray.training.placement import actor_networks, teaching, trained
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, Expert, StateMaker
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
+from ddil_ray.training.role_memory import RoleMemory
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.tally import TensorTally
+from ddil_ray.training.wire import WIRE_DTYPES, travelling_bytes
 
 __all__ = ["ImaginedRole", "RoleMemory", "estimate", "imagined_learner", "shared_bytes"]
 
 _PASSES = 2
 """Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
-
-
-_CUT = ("student", "teacher", "critic", "target", "average", "gradients", "optimizer")
-"""Parts that grow with the network."""
-
-
-@dataclass(frozen=True)
-class RoleMemory:
-    """Bytes of one actor of a role, by part."""
-
-    parts: dict[str, int]
-    """At the peak, on the device that computes."""
-    host: dict[str, int] = field(default_factory=dict)
-    """In the CPU's memory, whatever computes."""
-    gpu: bool = False
-    """Whether a GPU computes."""
-
-    def cut(self, workers: int) -> RoleMemory:
-        """What each of `workers` keeps where they keep parts of whatever grows with the network."""
-        parts, host = (
-            {name: -(-size // workers) if name in _CUT else size for name, size in where.items()}
-            for where in (self.parts, self.host)
-        )
-        return RoleMemory(parts, host, self.gpu)
-
-    @property
-    def device_bytes(self) -> int:
-        """At the peak, on the device that computes; all of it where that is the CPU."""
-        return sum(self.parts.values()) + (0 if self.gpu else sum(self.host.values()))
-
-    @property
-    def host_bytes(self) -> int:
-        """In the CPU's memory where a GPU computes."""
-        return sum(self.host.values()) if self.gpu else 0
 
 
 def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ()) -> dict[str, RoleMemory]:
@@ -229,8 +198,19 @@ def _trainer(stage: ImaginedRole) -> RoleMemory:
         stage.tally.restart()
         learner.update(batch, torch.Generator().manual_seed(0))
     offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
-    whole = stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
-    return whole.cut(trainer.workers[0]) if trainer.parallel == "fsdp" else whole
+    memory = stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    cut = trainer.parallel == "fsdp"
+    if cut:
+        memory = memory.cut(trainer.workers[0])
+    # The last publication is kept in the CPU's memory, and the next is copied while the trainer goes on: where the
+    # weights lie, which is there too where they are cut up and gathered.
+    on_device, wire = stage.gpu and not cut, WIRE_DTYPES[stage.config.sync.dtype]
+    published = travelling_bytes(trained_state(learner.student.network).values(), float32_as=wire)
+    return replace(
+        memory,
+        parts={**memory.parts, **({"publication": published} if on_device else {})},
+        host={**memory.host, "publications": (1 if on_device else 2) * published},
+    )
 
 
 def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:
@@ -248,7 +228,8 @@ def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:
 
 
 def _states(origin: Origin, stage: ImaginedRole) -> RoleMemory:
-    fused = stage.config.labels.placement == "fused"
+    kept = origin is Origin.TEACHER and stage.config.teacher_rollouts.keep_rows is not None
+    fused = stage.config.labels.placement == "fused" or kept
     expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
     rows = stage.recipe.rows_per_block(origin)
     maker = StateMaker(

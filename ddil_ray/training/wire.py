@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddil_ray.trained import named_trained, trained_state
 
-__all__ = ["WIRE_DTYPES", "FlatWeights", "Snapshot", "flatten_weights", "load_weights"]
+__all__ = ["WIRE_DTYPES", "FlatWeights", "Snapshot", "flatten_weights", "load_weights", "travelling_bytes"]
 
 FlatWeights = dict[str, np.ndarray]
 """dtype name -> (n,) all trained tensors of that dtype, in state_dict order: their uint8 bytes, or int16 where float32
@@ -78,6 +78,11 @@ def _pinned(buffer: Tensor) -> Tensor:
 def _bits(buffer: Tensor, name: str) -> Tensor:
     halved = name == "torch.float32" and buffer.dtype == torch.bfloat16
     return buffer.view(torch.int16 if halved else torch.uint8)
+
+
+def travelling_bytes(tensors: Iterable[Tensor], *, float32_as: torch.dtype = torch.float32) -> int:
+    """Bytes of a snapshot of `tensors`."""
+    return sum(t.numel() * (float32_as if t.dtype == torch.float32 else t.dtype).itemsize for t in tensors)
 
 
 def flatten_weights(network: nn.Module) -> FlatWeights:

@@ -59,14 +59,17 @@ def test_rounds_of_progressive_distillation_cost_what_their_passes_do():
 
 
 def test_distribution_matching_asks_in_the_trainer():
-    """Always: the student's samples, and generated and real rows through the critic. At the student's turn, every fifth
-    time: the way back, a guided teacher and the fake score, and half of the critic for the discriminator."""
+    """Always: the student's samples, generated rows through the critic, and real ones through half of it.
+
+    Every fifth time, the student's: its way back, a guided teacher, the fake score, and half of the critic.
+    """
     costs = declared_costs(
         objective={"type": "dmd2", "student_every": 5, "gan_weight": 1e-3}, tracking={"log_every": 10}
     )
     assert set(costs.phases[0].label_s.values()) == {0.0}
-    student_turn = TRAINED + 3 * SD15.inference + TRAINED / 2 + 2 * TRAINED
-    other_turn = SD15.inference + 2 * TRAINED
+    critic = TRAINED + TRAINED / 2
+    student_turn = TRAINED + 3 * SD15.inference + TRAINED / 2 + critic
+    other_turn = SD15.inference + critic
     assert costs.update_s == pytest.approx(8 * (student_turn + 4 * other_turn) / 5)
 
 

@@ -28,7 +28,7 @@ def test_a_trainer_that_is_slower_than_its_actors_never_waits_once_it_has_begun(
     assert found.ends[:3].tolist() == [3.0, 5.0, 7.0]
     assert found.step_s == pytest.approx(2.0)
     assert found.stall == 0.0
-    assert found.busy["forward"] == pytest.approx(0.25, abs=0.03)  # at the end nothing is left to do ahead
+    assert found.busy["forward"] == pytest.approx(0.25, abs=0.04)  # at the end nothing is left to do ahead
 
 
 def test_a_trainer_that_is_faster_goes_at_its_actors_pace():
@@ -54,9 +54,9 @@ def test_with_one_actor_and_nothing_ready_making_and_training_overlap_by_one_blo
 def test_a_burst_is_smoothed_by_blocks_that_lie_ready():
     """Four blocks every fourth step: an actor keeps up in the mean, and does so if it may work ahead."""
     bursts = np.repeat(np.arange(4, STEPS + 1, 4), 4)[:STEPS]
-    stalls = [forecast([_stream(1, 1.0, needed=bursts, ready=n)], Update(1.2), ranks=1).stall for n in (0, 2, 8)]
+    stalls = [forecast([_stream(1, 1.0, needed=bursts, ready=n)], Update(1.2), ranks=1).stall for n in (0, 1, 2)]
     assert stalls[0] > stalls[1] > stalls[2]
-    assert stalls[2] < 0.01
+    assert stalls[2] == 0.0
 
 
 def test_blocks_wait_for_weights():

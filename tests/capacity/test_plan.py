@@ -70,6 +70,17 @@ def test_weights_that_must_be_young_are_named_where_they_hold_the_run_up():
     assert "max_staleness" in found.phases[0].limit
 
 
+def test_kept_teacher_rollouts_cost_nothing_when_they_come_again():
+    """One actor of three times the work it can do limits the run until what is kept is there."""
+    teacher = {"batch_size": 4, "num_gpus": 1}
+    states, slow = {"forward": 0.5, "teacher": 0.5}, {"teacher_rollouts": 3.0}
+    always = capacity(*run(states=states, teacher_rollouts=teacher), slower=slow)
+    kept = capacity(*run(states=states, teacher_rollouts={**teacher, "keep_rows": 64}), slower=slow)
+    assert always.stall > 0.3
+    assert kept.stall < 0.05
+    assert kept.roles == always.roles  # until then as many are needed
+
+
 def test_reuse_lowers_what_roles_need():
     once, often = capacity(*run()), capacity(*run(replay={"reuse": 4}))
     for before, after in zip(once.roles, often.roles, strict=True):
@@ -98,7 +109,7 @@ def test_traffic_is_rows_and_weights_over_time():
     found = capacity(recipe, made, costs)
     assert found.traffic["worker_in"] == pytest.approx(8 * costs.row_bytes / found.step_s, rel=0.02)
     assert found.traffic["node_in"] == pytest.approx(costs.weight_bytes / (4 * found.step_s))
-    assert found.traffic["states"] == 2 * (1 + 2 * 2) * 4 * costs.row_bytes  # two sources: an actor, two per worker
+    assert found.traffic["states"] == 2 * (1 + 4 * 2) * 4 * costs.row_bytes  # two sources: an actor, four per worker
 
 
 def test_a_split_of_gpus_is_a_run_that_can_be_started():

@@ -168,7 +168,13 @@ def test_a_gpu_is_told_from_the_memory_beside_it(given, checkpointing):
     assert gpu.parts["activations"] > 1.2 * cpu.parts["activations"]
     assert (gpu.device_bytes, gpu.host_bytes) == (sum(gpu.parts.values()), sum(gpu.host.values()))
     assert (cpu.device_bytes, cpu.host_bytes) == (sum({**cpu.parts, **cpu.host}.values()), 0)
-    assert set(gpu.host) == {"replay", "prompts"}
+    assert set(gpu.host) == {"replay", "prompts", "publications"}
+    weights = sum(p.numel() for p in made.teacher.network.parameters()) * 4
+    assert (cpu.host["publications"], gpu.host["publications"], gpu.parts["publication"]) == (
+        2 * weights,
+        weights,
+        weights,
+    )
     assert shared_bytes(made)["data"] == 2 * ROWS * (4 * 8 * 8 * 4 + 8)
 
 
