@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,16 @@ def test_a_run_goes_on_with_other_numbers_of_workers(run_dir):
     assert all(r["rows/left_behind"] >= 0 for r in changed)
     with pytest.raises(ConfigError, match=r"multiple of num_workers x accumulate \(3 x 1\)"):
         resumed_config(folder, ["trainer.num_workers=3"])
+
+
+@pytest.mark.slow
+def test_an_elastic_run_grows_when_a_node_comes(run_dir):
+    """From one worker to two, at a checkpoint; on a cluster of its own, hence in a process of its own."""
+    script = Path(__file__).parents[1] / "elastic.py"
+    done = subprocess.run([sys.executable, script, run_dir], capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["grown"]
+    assert found["last"] == 1500
+    assert [workers for _, workers in found["changed"]] == [2]
+    assert found["changed"][0][0] % 50 == 0
