@@ -22,7 +22,7 @@ from ddil_ray.diffusion.schedule import NoiseSchedule, add_noise
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
 from ddil_ray.objectives.critic import Critic
-from ddil_ray.objectives.objective import LossOutput, Metrics, Parallel, RealData
+from ddil_ray.objectives.objective import LossOutput, Metrics, Parallel, RealData, spread
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
@@ -169,7 +169,7 @@ class DistributionMatching:
             x_0 = student(batch.x_t, batch.t, batch.cond, batch.w)
         metrics: Metrics = {
             "student/mean": x_0.detach().mean(),
-            "student/spread": x_0.detach().std(0).mean() if len(batch) > 1 else 0.0,
+            "student/spread": spread(x_0),
         }
         loss = per_row = None
         if turn:

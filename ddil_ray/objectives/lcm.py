@@ -19,7 +19,7 @@ from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.solver import ddim_step
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
-from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
+from ddil_ray.objectives.objective import LossOutput, Parallel, RealData, spread
 from ddil_ray.shards import local
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
@@ -129,8 +129,7 @@ class LatentConsistency:
             average = self._consistent(Thresholded(replace(student, network=self._target), self.threshold))
             target = average(batch.label, self._earlier(batch.t), batch.cond, batch.w)
         per_row = self.elementwise(predicted - target, self.huber_c).flatten(1).mean(1)
-        spread = predicted.detach().std(0).mean() if len(batch) > 1 else 0.0
-        return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread})
+        return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread(predicted)})
 
     def after_update(self, student: nn.Module) -> None:
         """Move the target network towards the student."""

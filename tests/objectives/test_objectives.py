@@ -9,6 +9,7 @@ import torch
 
 from ddil_ray.diffusion.schedule import CosineVP
 from ddil_ray.objectives import OBJECTIVES, RealData
+from ddil_ray.objectives.objective import spread
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
 from ddil_ray.testing import tiny_model
@@ -123,3 +124,10 @@ def test_micro_batches_give_the_gradient_of_the_whole(name):
     whole, parts = (learner_of(objective_of(name), accumulate=n) for n in (1, 4))
     batch = labelled(objective_of(name))
     assert parts.update(batch)["grad_norm"] == pytest.approx(whole.update(batch)["grad_norm"], rel=1e-4)
+
+
+def test_the_spread_is_the_standard_deviation_over_rows():
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    assert float(spread(x)) == pytest.approx(float(x.std(0).mean()))
+    assert not spread(x).requires_grad
+    assert float(spread(x[:1])) == 0
