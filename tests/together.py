@@ -85,7 +85,7 @@ class Team:
         """Train on this rank's slice of a global batch; what the loss draws are the rows' own numbers."""
         mine = self.batch(step)[torch.arange(BATCH).chunk(self.ranks)[self.rank]]
         with _noise_of_rows(self.made.objective, step):
-            return self.learner.update(mine)
+            return {name: float(value) for name, value in self.learner.update(mine).items()}
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that is learnt, whole; empty but on rank 0."""

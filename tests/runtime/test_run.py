@@ -62,7 +62,7 @@ def test_progressive_distillation_goes_from_teacher_to_student(run_dir):
         distill(config)
 
 
-@pytest.mark.parametrize("objective", [PD, DMD2], ids=["pd", "dmd2"])
+@pytest.mark.parametrize("objective", [PD, pytest.param(DMD2, marks=pytest.mark.slow)], ids=["pd", "dmd2"])
 def test_ray_changes_nothing_about_the_method(run_dir, objective):
     """Forward and teacher states do not depend on timing: the losses are those of the same run without Ray."""
     states = {"forward": 0.5, "teacher": 0.5}
@@ -127,6 +127,7 @@ def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):
         assert sum(shares) / len(shares) == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_critic_of_distribution_matching(run_dir):
     config = small_run(
         output=run_dir,
@@ -154,6 +155,7 @@ def _long(**changes):
     return small_run(trainer={"steps": 150}, checkpoint={"every": 40}, **changes)
 
 
+@pytest.mark.slow
 def test_consistency_distillation_survives_a_killed_rollout_actor_and_loses_nothing(run_dir):
     config = _long(output=run_dir, states=THREE_SOURCES, evaluation=EVALUATION)
     killed = when(_reached(config, 20), lambda: kill("ray::MapWorker"))

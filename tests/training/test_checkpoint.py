@@ -60,7 +60,8 @@ def test_any_number_of_processes_goes_on_from_a_checkpoint_in_any_way(whole, res
     found = [each[way] for each in resumed[ranks]]
     for step, metrics in enumerate(whole["metrics"][DONE:]):
         for name in metrics.keys() & {"loss", "critic/loss"}:
-            assert sum(each["metrics"][step][name] for each in found) / ranks == pytest.approx(metrics[name], abs=1e-6)
+            mean = sum(float(each["metrics"][step][name]) for each in found) / ranks
+            assert mean == pytest.approx(float(metrics[name]), abs=1e-6)
     assert found[0]["state"].keys() == whole["state"].keys()
     for name, tensor in whole["state"].items():
         torch.testing.assert_close(found[0]["state"][name], tensor, rtol=1e-4, atol=1e-6)

@@ -34,7 +34,7 @@ class _Maker:
     def __init__(self, recipe: Recipe, **teacher):
         made = recipe.ingredients(**teacher)
         self.conditions = made.data.labels
-        self.maker: StateMaker = inline._maker(recipe, made, recipe.student_of(made.teacher), "cpu")
+        self.maker: StateMaker = inline.state_maker(recipe, made, recipe.student_of(made.teacher), "cpu")
         self.expert = self.maker.expert
         self.asked: list[int] = []
 

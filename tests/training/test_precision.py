@@ -25,7 +25,7 @@ class _Seen:
 
     def __init__(self, recipe: Recipe):
         made = recipe.ingredients()
-        self.maker = inline._maker(recipe, made, recipe.student_of(made.teacher), "cpu")
+        self.maker = inline.state_maker(recipe, made, recipe.student_of(made.teacher), "cpu")
         self.student, self.teacher = set(), set()
         self.maker.student.network.register_forward_pre_hook(lambda *_: self.student.add(_autocast()))
         self.maker.expert.teacher.network.register_forward_pre_hook(lambda *_: self.teacher.add(_autocast()))
