@@ -57,6 +57,7 @@ def _check(config, result):
     assert any(not torch.equal(t, student[n]) for n, t in load_model(PERCEPTRON).network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_two_workers_with_parts_of_networks_survive_a_kill_and_leave_a_student(run_dir):
     config = _run(run_dir, steps=40)
     killed = when(_reached(config, 30), lambda: kill("ray::RayTrainWorker"))

@@ -109,5 +109,5 @@ def test_the_object_store_holds_no_more_weights_however_many_are_published(run):
 
 
 def _stored_bytes():
-    reply = get_memory_info_reply(get_state_from_address(None))
+    reply = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address))
     return reply.store_stats.object_store_bytes_primary_copy
