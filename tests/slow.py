@@ -30,7 +30,7 @@ def slow_everywhere() -> DiffusionModel:
 
 def slow_to_make_states() -> DiffusionModel:
     """`tiny_model`, slow in the actors of Ray Data alone: one cannot keep up with a trainer."""
-    return _slow(0.2, "ray::MapWorker")
+    return _slow(0.15, "ray::MapWorker")
 
 
 def _slow(pause_s: float, title: str) -> DiffusionModel:
