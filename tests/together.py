@@ -67,7 +67,7 @@ class Team:
             self.recipe.equip(objective, self.asked, self.made.data.images, self.made.data.labels)
         student = trained(student, config, "cpu")
         with patch.dict(
-            OPTIMIZERS, adamw=partial(torch.optim.AdamW, eps=1e-4)
+            OPTIMIZERS, adamw=partial(torch.optim.AdamW, eps=1e-3)
         ):  # with less it moves by rounding errors
             self.learner = Learner(student, objective, self.recipe.optimizer_settings(), parallel=self.parallel)
 
@@ -117,11 +117,18 @@ class Team:
 
 
 def train_all(cases: dict[Any, dict[str, Any]], steps: int) -> dict[Any, dict[str, Any]]:
-    """By case: what the process did and keeps after `steps` updates; one call, so that processes are started once."""
+    """By case: what the process did and keeps after `steps` updates; one call, so that processes are started once.
+
+    The last update is the first of the next phase, where there is one.
+    """
     found = {}
     for name, settings in cases.items():
         team = Team(**settings)
-        metrics = [team.update(step) for step in range(steps)]
+        metrics = [team.update(step) for step in range(steps - 1)]
+        if len(team.made.objective.phases) > 1:
+            team.learner.finish()
+            team.learner.start(team.made.objective.phases[1])
+        metrics.append(team.update(steps - 1))
         found[name] = {"metrics": metrics, "state": team.state(), "kept": team.kept()}
     return found
 

@@ -60,12 +60,12 @@ _DOT = "/"
 
 
 class _Trained(nn.Module):
-    """What is trained of a network, without the rest of it."""
+    """What is trained of a network, on the same memory, without the rest of it and without gradients."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         for name, tensor in named_trained(network):
             if isinstance(tensor, nn.Parameter):
-                self.register_parameter(name.replace(".", _DOT), tensor)
+                self.register_parameter(name.replace(".", _DOT), nn.Parameter(tensor.detach(), requires_grad=False))
             else:
                 self.register_buffer(name.replace(".", _DOT), tensor)
