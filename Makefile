@@ -8,7 +8,7 @@ ifeq ($(strip $(UV_FIND_LINKS)),)
 unexport UV_FIND_LINKS
 endif
 
-.PHONY: demo demo-t2i test test-all check benchmark-ddil clean
+.PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil clean
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo
@@ -27,6 +27,10 @@ check: $(VENV)/.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+benchmark: $(VENV)/.ok
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py
+	$(BIN)/python benchmarks/tables.py
 
 benchmark-ddil: $(VENV)/.ok
 	$(BIN)/python benchmarks/ddil.py --out benchmarks/results/ddil.json

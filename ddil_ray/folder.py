@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import psutil
 
 from ddil_ray.errors import ConfigError
 
-__all__ = ["RunFolder", "environment", "write_json"]
+__all__ = ["RunFolder", "environment", "write_json", "write_whole"]
 
 _PACKAGES = ("ddil-ray", "torch", "ray", "diffusers", "mlflow", "numpy", "pyarrow")
 
@@ -80,6 +81,20 @@ class RunFolder:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as a readable JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(fs: Any, path: str, content: bytes) -> None:
+    """Write a file of an fsspec filesystem so that whoever finds it finds all of it: under another name first."""
+    folder, _, name = path.rpartition("/")
+    fs.makedirs(folder, exist_ok=True)
+    part = f"{folder}/.{name}.{uuid.uuid4().hex}"
+    try:
+        fs.pipe_file(part, content)
+        fs.mv(part, path)
+    except BaseException:
+        if fs.exists(part):
+            fs.rm_file(part)
+        raise
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ddil_ray.shards import part_of
+
 __all__ = [
     "copy_network",
     "is_adapted",
@@ -47,7 +49,7 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trained_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state`, which `trained_state` gave for such a network, into `network`.
+    """Copy `state`, which `trained_state` gave for such a network, into `network`, which may keep parts of it.
 
     Raises:
         KeyError: `state` is of another kind of network, or of other adapters.
@@ -57,7 +59,7 @@ def load_trained_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     if differing:
         raise KeyError(f"The state must be of the same kind of network, but {sorted(differing)[:3]} differ.")
     for name, tensor in trained.items():
-        tensor.copy_(state[name])
+        tensor.copy_(part_of(state[name], tensor))
 
 
 def trained_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -34,6 +34,8 @@ def ray_cluster() -> Iterator[None]:
     from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
 
     os.environ.update(WORKER_ENV | LOCAL_ENV)
+    here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(here)  # for factories in tests that Ray's processes call
     import ray
 
     with tempfile.TemporaryDirectory(prefix="r") as folder:

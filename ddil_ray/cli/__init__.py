@@ -18,8 +18,10 @@ from ddil_ray.cli.demo_t2i import demo_t2i
 from ddil_ray.cli.distill import distill
 from ddil_ray.cli.evaluate import evaluate
 from ddil_ray.cli.export import export
+from ddil_ray.cli.plan import plan
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
+from ddil_ray.cli.scale import scale
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError
 
@@ -27,6 +29,8 @@ __all__ = ["app", "main"]
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
+    "plan": plan,
+    "scale": scale,
     "train-teacher": train_teacher,
     "prepare": prepare,
     "sample": sample,

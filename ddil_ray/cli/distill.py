@@ -90,7 +90,7 @@ def plan_of(recipe: Any) -> dict[str, Any]:
             {
                 "student_steps": phase.student_steps,
                 "training_steps": trainer.steps,
-                "rows": {o.label: int(plan.fresh(o)[-1]) * trainer.num_workers for o in plan.origins},
+                "rows": {o.label: int(plan.fresh(o)[-1]) * trainer.workers[1] for o in plan.origins},
             }
             for phase, plan in zip(made.objective.phases, made.plans, strict=True)
         ],

@@ -12,6 +12,7 @@ __all__ = [
     "Evaluation",
     "Group",
     "LabelRole",
+    "NetworkRole",
     "PriorRamp",
     "Replay",
     "Role",
@@ -19,6 +20,7 @@ __all__ = [
     "States",
     "Sync",
     "Teacher",
+    "TeacherRole",
     "Threshold",
     "Tracking",
     "Trainer",
@@ -29,6 +31,10 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Gpus = NonNegative | Literal["auto"]
+Precision = Literal["fp32", "bf16", "fp16"]
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+Selector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
+"""A value that Ray matches a node's label with: `value`, `!value`, `in(a, b)`, `!in(a, b)`."""
 
 
 class Group(BaseModel):
@@ -91,9 +97,10 @@ class Data(Group):
     """Training images."""
 
     source: str = Field(
-        description="`digits`, `emoji`, or by path or fsspec URL a folder of images, a Parquet file, or prepared data"
+        description="`digits`, `emoji`, module.path:factory, or by path or fsspec URL a folder of images, a Parquet "
+        "file, or prepared data"
     )
-    format: Literal["auto", "builtin", "folder", "parquet", "prepared"] = "auto"
+    format: Literal["auto", "builtin", "factory", "folder", "parquet", "prepared"] = "auto"
     image_column: str = Field("image", description="Parquet column with the image")
     label_column: str | None = Field("label", description="Parquet column with the class id, or null")
     image_size: Count | None = Field(None, description="crop and resize to this many pixels")
@@ -167,14 +174,19 @@ class Replay(Group):
     reuse: Count = Field(1, description="times each row is trained on")
     max_staleness: Count | None = Field(
         None,
-        description="oldest student weights a row may come from, in steps; default: what cannot stall, twice",
+        description="oldest student weights a row may come from, in steps; default: what cannot stall, and as much "
+        "again, or more where that many blocks are made at once",
     )
+    ahead: Count = Field(4, description="blocks per source and worker that may lie ready before they are needed")
 
 
 class Sync(Group):
     """Publication of student weights."""
 
     every: Count = Field(20, description="steps between publications")
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what float32 weights travel in; bf16 takes half the bytes and rounds the rollouts' student"
+    )
 
 
 class _Resources(Group):
@@ -182,12 +194,22 @@ class _Resources(Group):
     num_gpus: Gpus = Field("auto", description="per actor; auto: shared evenly where the cluster has GPUs")
     accelerator_type: str | None = None
     resources: dict[str, Positive] = Field(default_factory=dict)
+    label_selector: dict[str, Selector] = Field(
+        default_factory=dict, description="labels of the nodes to run on: `value`, `!value`, `in(a, b)` or `!in(a, b)`"
+    )
 
 
 class Trainer(_Resources):
     """The optimisation, and the workers that run it."""
 
-    num_workers: Count = 1
+    num_workers: Count | tuple[Count, Count] = Field(
+        1, description="N, or [min, max] to go on with as many as there is room for, see docs/parallel.md"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="several workers: each keeps whole networks (ddp), or its part of every weight, gradient, moment "
+        "and average (fsdp), see docs/parallel.md",
+    )
     steps: Count = Field(400, description="per phase (round of progressive distillation)")
     batch_size: Count = Field(128, description="rows per step over all workers")
     lr: Positive = 1e-4
@@ -199,8 +221,10 @@ class Trainer(_Resources):
     ema_decay: Fraction = 0.99
     ema_offload: bool = Field(False, description="keep the averaged weights in the CPU's memory")
     accumulate: Count = Field(1, description="micro-batches per step")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="networks run in it by autocast, in every role; weights stay fp32, and are cast at use"
+    precision: Precision = Field(
+        "fp32",
+        description="networks run in it by autocast, here and in roles that name none; weights stay fp32, and are cast "
+        "at use",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit keeps its moments in 2 bytes per parameter in place of 8; needs bitsandbytes"
@@ -224,11 +248,29 @@ class Trainer(_Resources):
 
     @model_validator(mode="after")
     def _divides(self) -> Trainer:
-        if self.batch_size % (self.num_workers * self.accumulate):
-            raise ValueError(
-                f"batch_size must be a multiple of num_workers x accumulate "
-                f"({self.num_workers} x {self.accumulate}), but is {self.batch_size}"
-            )
+        low, high = self.workers
+        if low > high:
+            raise ValueError(f"num_workers must be [min, max] with min <= max, but is {[low, high]}")
+        for workers in range(low, high + 1):
+            if self.batch_size % (workers * self.accumulate):
+                raise ValueError(
+                    f"batch_size must be a multiple of num_workers x accumulate ({workers} x {self.accumulate}), "
+                    f"but is {self.batch_size}"
+                )
+        return self
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """(least, most) workers."""
+        n = self.num_workers
+        return n if isinstance(n, tuple) else (n, n)
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Trainer:
+        if self.parallel == "fsdp" and self.optimizer != "adamw":
+            raise ValueError(f"optimizer must be adamw where parallel is fsdp, but is {self.optimizer}")
+        if self.parallel == "fsdp" and self.channels_last:
+            raise ValueError("channels_last must be false where parallel is fsdp, which cuts rows, but is true")
         return self
 
 
@@ -251,7 +293,36 @@ class Role(_Resources):
         return n if isinstance(n, tuple) else (n, n)
 
 
-class LabelRole(Role):
+class NetworkRole(Role):
+    """A pool of actors that ask networks."""
+
+    precision: Precision | None = Field(
+        None, description="networks run in it by autocast in this role's work; default: `trainer.precision`"
+    )
+
+
+class TeacherRole(NetworkRole):
+    """The teacher's own rollouts, which never go stale."""
+
+    keep_rows: Count | None = Field(
+        None,
+        description="rows of a phase that are made once and kept, states and labels; later ones replay them, each pass "
+        "in a new order. default: every row is new",
+    )
+    keep_at: str | None = Field(
+        None,
+        description="folder or fsspec URL of kept rows, which runs share whose teacher, data, method and seed are the "
+        "same; default: kept/ in the run folder",
+    )
+
+    @model_validator(mode="after")
+    def _keeps(self) -> TeacherRole:
+        if self.keep_at is not None and self.keep_rows is None:
+            raise ValueError(f"keep_rows must be set where keep_at is, but is null beside {self.keep_at!r}")
+        return self
+
+
+class LabelRole(NetworkRole):
     """Who asks the teacher: the actor that made the states, or a pool behind it."""
 
     placement: Literal["fused", "pool"] = "fused"

@@ -12,12 +12,14 @@ from ddil_ray.config.groups import (
     Evaluation,
     Group,
     LabelRole,
+    NetworkRole,
     Replay,
     Role,
     Shift,
     States,
     Sync,
     Teacher,
+    TeacherRole,
     Threshold,
     Tracking,
     Trainer,
@@ -44,8 +46,8 @@ class RunConfig(Group):
     sync: Sync = Sync()
     trainer: Trainer = Trainer()
     forward_states: Role = Role()
-    student_rollouts: Role = Role()
-    teacher_rollouts: Role = Role()
+    student_rollouts: NetworkRole = NetworkRole()
+    teacher_rollouts: TeacherRole = TeacherRole()
     labels: LabelRole = LabelRole()
     shift: Shift = Shift()
     checkpoint: Checkpoint = Checkpoint()
@@ -61,7 +63,7 @@ class RunConfig(Group):
                 "teacher.guidance must be one number unless the student is told it, but is a range; set one number, "
                 "or objective.type lcm with objective.guidance_embedding true"
             )
-        drawn = self.replay.reuse * self.trainer.batch_size // self.trainer.num_workers
+        drawn = self.replay.reuse * self.trainer.batch_size // self.trainer.workers[0]
         block = max(r.batch_size for r in (self.forward_states, self.student_rollouts, self.teacher_rollouts))
         if self.replay.capacity < drawn + block:
             raise ValueError(

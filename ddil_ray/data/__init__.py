@@ -17,6 +17,7 @@ from ddil_ray.data.images import ImageData, check_against_teacher, check_fills_b
 from ddil_ray.data.parquet import load_parquet
 from ddil_ray.data.prepared import INDEX, load_prepared
 from ddil_ray.errors import DataError
+from ddil_ray.factory import call_factory, is_factory
 
 __all__ = ["BUILTIN", "ImageData", "check_against_teacher", "check_fills_batch", "load_images"]
 
@@ -40,8 +41,19 @@ def _builtin(source: str, **_: Any) -> ImageData:
     return BUILTIN[source]()
 
 
+def _factory(source: str, **_: Any) -> ImageData:
+    data = call_factory(source, field="data.source")
+    if not isinstance(data, ImageData):
+        raise DataError(
+            f"`data.source` factory {source!r} must return a ddil_ray.data.ImageData, but returned "
+            f"{type(data).__name__} instead."
+        )
+    return data
+
+
 _LOADERS: dict[str, Callable[..., ImageData]] = {
     "builtin": _builtin,
+    "factory": _factory,
     "folder": lambda source, image_size, **_: load_folder(source, image_size=image_size),
     "parquet": lambda source, bucket, **columns: load_parquet(source, **columns),
     "prepared": lambda source, bucket, **_: load_prepared(source, bucket=bucket),
@@ -70,6 +82,8 @@ def load_images(
 def _detect(source: str) -> str:
     if source in BUILTIN:
         return "builtin"
+    if is_factory(source):
+        return "factory"
     if source.rstrip("/").endswith(".parquet"):
         return "parquet"
     import fsspec

@@ -21,6 +21,7 @@ import bisect
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,8 @@ __all__ = [
 
 INDEX = "dataset.json"
 NEGATIVE_FILE = "negative.parquet"
+_READERS = 8
+"""Threads that read embeddings, a file each: they wait for storage, and decode outside Python's lock."""
 
 
 class Index(BaseModel):
@@ -135,8 +138,9 @@ class PreparedPrompts:
             file = bisect.bisect_right(starts, id_) - 1
             wanted.setdefault(file, []).append((place, id_ - starts[file]))
         found: dict[int, Embeddings] = {}
-        for file, rows in wanted.items():
-            found |= self._read(self.files[file][0], rows)
+        with ThreadPoolExecutor(min(_READERS, len(wanted))) as pool:
+            for read in pool.map(lambda file: self._read(self.files[file][0], wanted[file]), wanted):
+                found |= read
         return {name: torch.stack([found[place][name] for place in range(len(ids))]) for name in self.names}
 
     def negative(self) -> Embeddings:

@@ -66,11 +66,19 @@ class Critic(nn.Module):
         network: `network(x_t, time, cond, w)`; used, not copied.
         layer: dotted name of a submodule of `network`, or None for no discriminator.
         example: (x_t, time, cond, w) of one row, from which the features' shape is read; needed with `layer`.
+        ends_early: whether an exception may end a pass of `network`.
     """
 
-    def __init__(self, network: nn.Module, *, layer: str | None, example: tuple[Tensor, ...] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        layer: str | None,
+        example: tuple[Tensor, ...] | None = None,
+        ends_early: bool = True,
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.ends_early = network, ends_early
         self.head: nn.Module | None = None
         self._features: Tensor | None = None
         self._stop = False
@@ -82,23 +90,45 @@ class Critic(nn.Module):
                 network(*example)
                 self.head = DiscriminatorHead(tuple(self._taken().shape[1:])).to(example[0].device)
 
-    def forward(self, x_t: Tensor, time: Tensor, cond: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Raw prediction shaped as `x_t`, and (B,) logits where there is a discriminator."""
-        prediction: Tensor = self.network(x_t, time, cond, w)
-        return prediction, None if self.head is None else self.head(self._taken())
+    def forward(
+        self, x_t: Tensor, time: Tensor, cond: Tensor, w: Tensor, judged: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Raw prediction of all rows but the last `judged`, and (B,) logits where there is a discriminator.
+
+        The pass of the last rows ends at the layer that is read, where it may: there is no more to know of them.
+        """
+        rows, whole = (x_t, time, cond, w), len(x_t) - judged
+        prediction: Tensor
+        if self.head is None:
+            prediction = self.network(*rows)
+            return prediction, None
+        if judged == 0 or not self.ends_early:
+            prediction = self.network(*rows)[:whole]
+            return prediction, self.head(self._taken())
+        prediction = self.network(*(part[:whole] for part in rows))
+        features = torch.cat([self._taken(), self._features_of(*(part[whole:] for part in rows))])
+        return prediction, self.head(features)
 
     def logits(self, x_t: Tensor, time: Tensor, cond: Tensor, w: Tensor) -> Tensor:
-        """(B,) logits alone, from a pass that ends at the layer which is read."""
+        """(B,) logits alone, from a pass that ends at the layer which is read, where it may."""
         assert self.head is not None
+        if not self.ends_early:
+            prediction, seen = self.forward(x_t, time, cond, w)
+            assert seen is not None
+            return seen + 0 * prediction.mean()  # what is gathered for the way back hangs on it
+        logits: Tensor = self.head(self._features_of(x_t, time, cond, w))
+        return logits
+
+    def _features_of(self, *rows: Tensor) -> Tensor:
+        """What the discriminator reads, from a pass that ends there."""
         self._stop = True
         try:
-            self.network(x_t, time, cond, w)
+            self.network(*rows)
         except _ReachedError:
             pass
         finally:
             self._stop = False
-        logits: Tensor = self.head(self._taken())
-        return logits
+        return self._taken()
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._features = output[0] if isinstance(output, tuple) else output

@@ -8,7 +8,6 @@ DDIL.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,11 +22,11 @@ from ddil_ray.diffusion.schedule import NoiseSchedule, add_noise
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
 from ddil_ray.objectives.critic import Critic
-from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
+from ddil_ray.objectives.objective import LossOutput, Metrics, Parallel, RealData, spread
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
-from ddil_ray.trained import copy_network, load_trained_state, set_trainable, trained_state
+from ddil_ray.trained import load_trained_state, set_trainable, trained_state
 
 __all__ = [
     "DistributionMatching",
@@ -117,8 +116,6 @@ class DistributionMatching:
         self.most_steps: int | None = student_steps
         self.lcm_scheduler: dict[str, Any] | None = {"original_inference_steps": student_steps}
         self._bare: Critic | None = None
-        self._judge: Critic | None = None
-        """The critic as the student meets it: gradients pass through, to the student alone."""
         self._expert: Denoiser | None = None
         self._data: RealData | None = None
         self._iteration = 0
@@ -152,16 +149,15 @@ class DistributionMatching:
 
     def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Start the fake score from the student, which knows what its teacher does then."""
-        network = set_trainable(copy_network(student))
-        example = None
+        network = set_trainable(parallel.twin(student))
+        device, example = next(network.parameters()).device, None
         if self.gan_layer is not None:
             assert self._data is not None
-            device = next(network.parameters()).device
             x_t, cond = self._data.images[:1].to(device), self._data.cond[:1].to(device)
             example = (x_t, torch.zeros(1, device=device), cond, torch.zeros(1, device=device))
-        self._bare = Critic(network, layer=self.gan_layer, example=example)
-        self._judge = _frozen_twin(self._bare)
-        self.critic = parallel(self._bare)
+        with torch.autocast(device.type, parallel.dtype, enabled=parallel.dtype is not None):
+            self._bare = Critic(network, layer=self.gan_layer, example=example, ends_early=parallel.ends_early)
+        self.critic = parallel.wrap(self._bare)
         self._iteration = 0
 
     def loss(
@@ -171,9 +167,9 @@ class DistributionMatching:
         turn = self._iteration % self.student_every == 0
         with torch.set_grad_enabled(turn):
             x_0 = student(batch.x_t, batch.t, batch.cond, batch.w)
-        metrics = {
-            "student/mean": float(x_0.detach().mean()),
-            "student/spread": float(x_0.detach().std(0).mean()) if len(batch) > 1 else 0.0,
+        metrics: Metrics = {
+            "student/mean": x_0.detach().mean(),
+            "student/spread": spread(x_0),
         }
         loss = per_row = None
         if turn:
@@ -184,7 +180,7 @@ class DistributionMatching:
 
     def _student_loss(
         self, student: NetworkDenoiser, x_0: Tensor, batch: StateBatch, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Tensor, Metrics]:
         assert self._bare is not None
         assert self._expert is not None
         t = self._times(x_0, self.time_range, generator)
@@ -195,45 +191,59 @@ class DistributionMatching:
             fake = self.threshold(fake_score(x_t, t, batch.cond, torch.zeros_like(batch.w)))
             gradient = matching_gradient(x_0, real, fake)
         per_row = matching_loss(x_0, gradient)
-        metrics = {"dmd/gradient": float(gradient.abs().mean()), "dmd/scores_apart": float((fake - real).abs().mean())}
+        metrics: Metrics = {"dmd/gradient": gradient.abs().mean(), "dmd/scores_apart": (fake - real).abs().mean()}
         loss = per_row.mean()
         if self.gan_weight > 0:
-            assert self._judge is not None
-            x_t, t = self._renoised(x_0, generator)
-            logits = self._under_autocast(student, self._judge.logits, x_t, t, batch.cond)
-            adversarial = student_adversarial_loss(logits.double())
-            metrics["gan/student_loss"] = float(adversarial.detach())
+            adversarial = self._adversarial(student, x_0, batch.cond, generator)
+            metrics["gan/student_loss"] = adversarial.detach()
             loss = loss + self.gan_weight * adversarial
         return loss, per_row.detach(), metrics
 
+    def _adversarial(
+        self, student: NetworkDenoiser, x_0: Tensor, cond: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """The student's adversarial loss as a function of `x_0` alone: the way back through the critic is done here.
+
+        So the critic's own gradients stay out of it, however the critic is spread over processes. It is done for the
+        sum over rows, whose gradients a half can hold whatever the number of rows.
+        """
+        assert self._bare is not None
+        samples = x_0.detach().requires_grad_()
+        x_t, t = self._renoised(samples, generator)
+        logits = self._under_autocast(student, self._bare.logits, x_t, t, cond)
+        loss = student_adversarial_loss(logits.double())
+        (gradient,) = torch.autograd.grad(loss * len(x_0), samples)
+        return loss.detach() + ((x_0 - samples.detach()) * gradient / len(x_0)).sum()
+
     def _critic_loss(
         self, student: NetworkDenoiser, x_0: Tensor, batch: StateBatch, generator: torch.Generator | None
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Denoising loss in what the network predicts, and the discriminator's on the same noised samples."""
         assert self.critic is not None
         x_t, t = self._renoised(x_0, generator)
-        rows, cond, seen, times = len(x_0), batch.cond, x_t, t
+        rows, judged, cond, seen, times = len(x_0), 0, batch.cond, x_t, t
         if self.gan_weight > 0:
             assert self._data is not None
-            real, real_cond = (part.to(x_0.device) for part in self._data.draw(rows, generator))
+            judged = rows
+            real, real_cond = (part.to(x_0.device) for part in self._data.draw(judged, generator))
             real_t, real_times = self._renoised(real, generator)
             seen, times, cond = torch.cat([x_t, real_t]), torch.cat([t, real_times]), torch.cat([cond, real_cond])
-        output, logits = self._under_autocast(student, self.critic, seen, times, cond)
+        output, logits = self._under_autocast(student, self.critic, seen, times, cond, judged)
         wanted = from_x0(x_0, x_t, t, prediction=student.prediction, schedule=self.schedule)
-        loss = (output[:rows].float() - wanted).square().mean()
-        estimate = to_x0(output[:rows].detach(), x_t, t, prediction=student.prediction, schedule=self.schedule)
-        metrics = {
-            "critic/score_loss": float(loss.detach()),
-            "critic/x_0_error": float((estimate - x_0).square().mean()),
+        loss = (output.float() - wanted).square().mean()
+        estimate = to_x0(output.detach(), x_t, t, prediction=student.prediction, schedule=self.schedule)
+        metrics: Metrics = {
+            "critic/score_loss": loss.detach(),
+            "critic/x_0_error": (estimate - x_0).square().mean(),
         }
         if logits is not None:
             generated, real_logits = logits.double().split(rows)
             adversarial = critic_adversarial_loss(generated, real_logits)
             loss = loss + self.critic_gan_weight * adversarial
             metrics |= {
-                "gan/critic_loss": float(adversarial.detach()),
-                "gan/real": float(real_logits.detach().sigmoid().mean()),
-                "gan/generated": float(generated.detach().sigmoid().mean()),
+                "gan/critic_loss": adversarial.detach(),
+                "gan/real": real_logits.detach().sigmoid().mean(),
+                "gan/generated": generated.detach().sigmoid().mean(),
             }
         return loss, metrics
 
@@ -248,12 +258,12 @@ class DistributionMatching:
         return (low + (high - low) * torch.rand(len(x), generator=generator, dtype=torch.float64)).to(x.device)
 
     def _under_autocast(
-        self, student: NetworkDenoiser, call: Callable[..., Any], x_t: Tensor, t: Tensor, cond: Tensor
+        self, student: NetworkDenoiser, call: Callable[..., Any], x_t: Tensor, t: Tensor, cond: Tensor, *more: int
     ) -> Any:
-        """`call` with the network's own arguments, in the precision that the student runs in."""
+        """`call` with the network's own arguments and `more`, in the precision that the student runs in."""
         time = self.schedule.network_time(t).to(x_t.device)
         with torch.autocast(x_t.device.type, student.autocast, enabled=student.autocast is not None):
-            return call(x_t, time, cond, torch.zeros(len(x_t), device=x_t.device))
+            return call(x_t, time, cond, torch.zeros(len(x_t), device=x_t.device), *more)
 
     def after_update(self, student: nn.Module) -> None:
         """Count the iteration."""
@@ -269,16 +279,6 @@ class DistributionMatching:
         assert self._bare is not None
         load_trained_state(self._bare, state["critic"])
         self._iteration = state["iteration"]
-
-
-def _frozen_twin(critic: Critic) -> Critic:
-    """`critic` on the very same memory, of which nothing is trainable.
-
-    Freezing the critic itself for a pass would not do: with gradient checkpointing the way back runs it once more.
-    """
-    shared: dict[int, Any] = {id(b): b for b in critic.buffers()}
-    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in critic.parameters()}
-    return copy.deepcopy(critic, shared)
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -19,11 +19,12 @@ from ddil_ray.diffusion.schedule import NoiseSchedule
 from ddil_ray.diffusion.solver import ddim_step
 from ddil_ray.diffusion.threshold import NoThreshold, Threshold
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
-from ddil_ray.objectives.objective import LossOutput, Parallel, RealData
+from ddil_ray.objectives.objective import LossOutput, Parallel, RealData, spread
+from ddil_ray.shards import local
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.law import TimeLaw
 from ddil_ray.states.source import Phase
-from ddil_ray.trained import copy_network, load_trained_state, trained_parameters, trained_state
+from ddil_ray.trained import load_trained_state, trained_parameters, trained_state
 
 __all__ = ["LCM_LOSSES", "LatentConsistency"]
 
@@ -116,7 +117,7 @@ class LatentConsistency:
 
     def start(self, student: nn.Module, phase: Phase, parallel: Parallel) -> None:
         """Start the target network from the student."""
-        self._target = copy_network(student).requires_grad_(False).eval()
+        self._target = parallel.twin(student).requires_grad_(False).eval()
 
     def loss(
         self, student: NetworkDenoiser, batch: StateBatch, phase: Phase, generator: torch.Generator | None = None
@@ -128,14 +129,14 @@ class LatentConsistency:
             average = self._consistent(Thresholded(replace(student, network=self._target), self.threshold))
             target = average(batch.label, self._earlier(batch.t), batch.cond, batch.w)
         per_row = self.elementwise(predicted - target, self.huber_c).flatten(1).mean(1)
-        spread = float(predicted.detach().std(0).mean()) if len(batch) > 1 else 0.0
-        return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread})
+        return LossOutput(per_row.mean(), per_row.detach(), {"student/spread": spread(predicted)})
 
     def after_update(self, student: nn.Module) -> None:
         """Move the target network towards the student."""
         assert self._target is not None
         with torch.no_grad():
-            self._average(trained_parameters(self._target), trained_parameters(student), 0)
+            parts = ([local(p) for p in trained_parameters(network)] for network in (self._target, student))
+            self._average(*parts, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The target network."""

@@ -5,7 +5,6 @@ The trainer, the rollouts and the runtime know methods only through `Objective`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,10 +15,35 @@ from ddil_ray.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.states.source import Phase
 
-__all__ = ["LossOutput", "Objective", "Parallel", "RealData"]
+__all__ = ["LossOutput", "Metrics", "Objective", "Parallel", "RealData", "spread"]
 
-Parallel = Callable[[nn.Module], nn.Module]
-"""Wraps a network for data parallelism; the identity in a single process."""
+
+class Parallel(Protocol):
+    """How networks are spread over the processes that train together."""
+
+    ends_early: bool
+    """Whether an exception may end a pass of a wrapped network."""
+    dtype: torch.dtype | None
+    """Of weights while a network is called, which is then to be under autocast; None for their own."""
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """`network` made to be trained by all processes together; to be called in its place."""
+
+    def twin(self, network: nn.Module) -> nn.Module:
+        """A copy of the student's network, kept as that is, with trained weights of its own; not wrapped yet."""
+
+
+Metrics = dict[str, float | Tensor]
+"""Numbers by name; tensors are scalars on the device, so that no step waits for them."""
+
+
+def spread(x: Tensor) -> Tensor:
+    """Standard deviation over the rows of `x` (B, ...), mean over the rest; 0 of one row. Scalar, without gradient.
+
+    Written out: torch's own `std` over the first axis takes 20 times as long on a CPU.
+    """
+    x = x.detach()
+    return (x - x.mean(0)).square().sum(0).div(max(1, len(x) - 1)).sqrt().mean()
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class LossOutput:
     """Scalar for the student; None where it rests."""
     per_row: Tensor | None
     """(B,) detached; None where the student rests."""
-    metrics: dict[str, float]
+    metrics: Metrics
     critic_loss: Tensor | None = None
     """Scalar for `Objective.critic`; its gradient must not reach the student, nor `loss` the critic."""
 

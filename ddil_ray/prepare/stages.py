@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 _READERS = 8
 """Threads that read and decode: they wait for storage more than they compute."""
-_ROW_GROUP_BYTES = 4 * 2**20
-"""Of embeddings: what is read to get at one of them."""
+_ROW_GROUP_BYTES = 2**20
+"""Of embeddings: what is read to get at one of them. With smaller groups, finding one takes longer than reading it."""
 
 
 class ShardRequest(NamedTuple):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
@@ -19,11 +22,15 @@ __all__ = [
     "WORKER_ENV",
     "Demand",
     "check_fits",
+    "check_labels",
     "connected",
     "demands",
     "evaluation_demand",
     "evaluation_role",
+    "pool_bounds",
+    "pool_roles",
     "ray_session",
+    "resized",
     "role_alone",
     "with_gpu_shares",
 ]
@@ -51,9 +58,12 @@ LOCAL_ENV = {
 def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
     """Be connected to Ray for the run of `config`.
 
-    A local Ray is told of as many logical CPUs as the run's actors need: on a laptop they share the real ones.
+    A local Ray is told of as many logical CPUs as the run's actors need at most: on a laptop they share the real ones.
     """
-    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(config), [evaluation_demand(config)]))
+    most = config.model_copy(
+        update={role: _at_most(getattr(config, role)) for role in {*pool_roles(config).values(), "evaluation"}}
+    )
+    cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(most), [evaluation_demand(most)]))
     with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
         yield
 
@@ -120,6 +130,7 @@ def role_alone(name: str, role: R) -> R:
         role = role.model_copy(update={"num_gpus": _share(role.bounds[0], resources.get("GPU", 0.0))})
     _check_sum([Demand(name, role.bounds[0], role.num_cpus, role.num_gpus)], resources)
     _check_named(name, role, resources)
+    _check_nodes(name, role, role.bounds[0], ray.nodes())
     return role
 
 
@@ -142,7 +153,7 @@ def demands(config: RunConfig) -> list[Demand]:
     """Every role that this run starts, at its smallest size."""
     recipe = Recipe(config)
     trainer = config.trainer
-    rows = [Demand("trainer", trainer.num_workers, trainer.num_cpus, trainer.num_gpus)]
+    rows = [Demand("trainer", trainer.workers[0], trainer.num_cpus, trainer.num_gpus)]
     for origin in recipe.priors.origins:
         role = getattr(config, ROLE_OF_ORIGIN[origin])
         name = ROLE_OF_ORIGIN[origin] if origin.label != "mixed" else "student_rollouts (mixed)"
@@ -153,6 +164,47 @@ def demands(config: RunConfig) -> list[Demand]:
     if config.shift.enabled:
         rows.append(Demand("shift", 1, config.shift.num_cpus, config.shift.num_gpus))
     return rows
+
+
+def _at_most(role: R) -> R:
+    return role.model_copy(update={"num_actors": role.bounds[1]})
+
+
+def pool_roles(config: RunConfig) -> dict[str, str]:
+    """The actor pools of a run, named as in `sizing.py`, and the config group that sizes each."""
+    named = {}
+    for origin in Recipe(config).priors.origins:
+        named[origin.label] = ROLE_OF_ORIGIN[origin]
+        if config.labels.placement == "pool":
+            named[f"labels/{origin.label}"] = "labels"
+    return named
+
+
+def pool_bounds(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """The least and most actors of every pool."""
+    return {pool: getattr(config, role).bounds for pool, role in pool_roles(config).items()}
+
+
+def resized(config: RunConfig, sizes: Mapping[str, Any]) -> RunConfig:
+    """The config with other `num_actors` of some roles, by role.
+
+    Raises:
+        ConfigError: not a role whose actors run while the student trains, or not a number of actors.
+    """
+    roles = sorted(set(pool_roles(config).values()))
+    for role, size in sizes.items():
+        if role not in roles:
+            raise ConfigError(
+                f"ROLE must be one that has actors while this run trains, {', '.join(roles)}, but is {role!r} instead."
+            )
+        try:
+            group = type(getattr(config, role)).model_validate({**dict(getattr(config, role)), "num_actors": size})
+        except ValidationError as error:
+            raise ConfigError(
+                f"`{role}` must be a number of actors, or [min, max] to scale between, but is {size!r} instead."
+            ) from error
+        config = config.model_copy(update={role: group})
+    return config
 
 
 def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
@@ -191,6 +243,54 @@ def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
         _check_named(name, getattr(config, name), resources)
     if config.evaluation.enabled:
         _check_evaluation(config, resources)
+
+
+def check_labels(config: RunConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """See that the nodes with the labels that a role asks for hold its actors.
+
+    Args:
+        config: the run, `num_gpus` in numbers.
+        nodes: what `ray.nodes()` gives.
+
+    Raises:
+        ConfigError: it would wait for ever.
+    """
+    counts: Counter[str] = Counter()
+    for demand in [*demands(config), *([evaluation_demand(config)] if config.evaluation.enabled else [])]:
+        counts[demand.role.partition(" (")[0]] += demand.count
+    for name, count in counts.items():
+        _check_nodes(name, getattr(config, name), count, nodes)
+
+
+def _check_nodes(name: str, role: Role | Shift | Trainer, count: int, nodes: Sequence[Mapping[str, Any]]) -> None:
+    selector, alive = role.label_selector, [node for node in nodes if node["Alive"]]
+    if not selector:
+        return
+    chosen = [n for n in alive if all(_matches(value, n["Labels"].get(key)) for key, value in selector.items())]
+    if not chosen:
+        known = sorted({f"{k}={v}" for n in alive for k, v in n["Labels"].items() if k != "ray.io/node-id"})
+        raise ConfigError(
+            f"`{name}.label_selector` must select a node of the cluster, but {_written(selector)} selects none. Labels "
+            f"there: {', '.join(known) or 'none'}. Start nodes with `ray start --labels`, or change it."
+        )
+    for kind, each in (("CPU", role.num_cpus), ("GPU", float(role.num_gpus))):
+        fit = sum(int((n["Resources"].get(kind, 0.0) + 1e-9) // each) for n in chosen) if each else count
+        if fit < count:
+            raise ConfigError(
+                f"`{name}` must fit the nodes that {_written(selector)} selects, but they hold {fit} of its {count} "
+                f"actors of {each:g} {kind}s. Lower `{name}`'s number or `num_{kind.lower()}s`, or add nodes."
+            )
+
+
+def _matches(value: str, label: str | None) -> bool:
+    """Whether a node with this label, or None without one, is selected; as Ray does."""
+    wanted = value.removeprefix("!")
+    members = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
+    return (label in [member.strip() for member in members]) != value.startswith("!")
+
+
+def _written(selector: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in selector.items())
 
 
 def evaluation_role(config: RunConfig) -> Evaluation:

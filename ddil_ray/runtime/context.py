@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ddil_ray.config.groups import Shift
     from ddil_ray.training.recipe import Recipe
 
-__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "build_stage"]
+__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "anchored", "build_stage"]
 
 Columns = dict[str, Any]
 """A batch of Ray Data: numpy arrays by column."""
@@ -31,6 +32,8 @@ class RunContext:
     prompts: Any
     """Reference to the run's `Prompts`, or to None."""
     max_staleness: int
+    kept: str | None = None
+    """Folder of kept blocks, where some are kept."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -59,6 +62,15 @@ def build_stage(stage: str, *arguments: Any) -> Any:
     return getattr(importlib.import_module(module), name)(*arguments)
 
 
+def anchored(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the local paths of models made absolute: Ray's workers have working directories of their own."""
+    for group, name in (("teacher", "model"), ("teacher", "weights"), ("student", "model")):
+        value = config[group][name]
+        if value is not None and Path(value).exists():
+            config[group][name] = str(Path(value).resolve())
+    return config
+
+
 def actor_options(role: Role | Shift) -> dict[str, Any]:
     """What Ray is asked for, for one actor of `role`."""
     options: dict[str, Any] = {"num_cpus": role.num_cpus}
@@ -68,4 +80,6 @@ def actor_options(role: Role | Shift) -> dict[str, Any]:
         options["accelerator_type"] = role.accelerator_type
     if role.resources:
         options["resources"] = dict(role.resources)
+    if role.label_selector:
+        options["label_selector"] = dict(role.label_selector)
     return options

@@ -9,40 +9,37 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 
-from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE
+from ddil_ray.runtime.publisher import Publisher
+from ddil_ray.trained import named_trained
+from ddil_ray.training.checkpoint import write_checkpoint
 from ddil_ray.training.learner import Learner
-from ddil_ray.training.weights import flatten_weights, load_trained_state
+from ddil_ray.training.wire import FlatWeights, Snapshot
 
 __all__ = ["RayHooks"]
 
 
 @dataclass
 class RayHooks:
-    """Publishes from rank 0 to the hub, checkpoints from every rank through Ray Train."""
+    """Publishes from rank 0, which has the publisher; checkpoints from every rank through Ray Train."""
 
     hub: Any
     rank: int
+    ranks: int
     student_becomes_teacher: bool
-    _adopting: Any = None
+    publisher: Publisher | None = None
+    _teacher: FlatWeights | None = None
     _stop: Any = None
 
     def phase_started(self, step: int, learner: Learner) -> None:
-        if self.rank != 0:
-            return
-        student = ray.put(flatten_weights(learner.student.network))
-        taught = self.student_becomes_teacher and learner.phase.index > 0
-        teacher = [ray.put(_phase_teacher(learner))] if taught else []
-        ray.get(self.hub.start_phase.remote(learner.phase.index, step, [student], teacher))
+        if self.rank == 0 and self.student_becomes_teacher and learner.phase.index > 0:
+            self._teacher = _phase_teacher(learner)
+        self.publish(step, learner)
 
     def publish(self, step: int, learner: Learner) -> None:
-        if self.rank != 0:
-            return
-        if self._adopting is not None:
-            ray.get(self._adopting)  # at most one publication on its way: memory stays bounded
-        student = ray.put(flatten_weights(learner.student.network))
-        self._adopting = self.hub.publish.remote(step, [student])
+        student = learner.published()  # which all ranks gather where it is cut up
+        if self.publisher is not None and student is not None:
+            self.publisher.publish(learner.phase.index, step, student.values(), self._teacher)
 
     def log(self, record: dict[str, float]) -> None:
         if self.rank == 0:
@@ -50,23 +47,20 @@ class RayHooks:
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(state["rank"], Path(folder) / RANK_FILE.format(rank=self.rank))
-            if self.rank == 0:
-                shared = {"step": step, "learner": state["learner"]}
-                torch.save(shared, Path(folder) / SHARED_FILE)
+            write_checkpoint(Path(folder), state, rank=self.rank, ranks=self.ranks)
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         if self.rank == 0:
             self.hub.push.remote({"step": step, "checkpoint/step": step})
 
     def should_stop(self, step: int) -> bool:
         """The answer asked for one step ago, so that no step waits for the hub."""
+        if self.publisher is not None:
+            self.publisher.reached = step + 1
         asked, self._stop = self._stop, self.hub.should_stop.remote(step + 1)
         return bool(asked is not None and ray.get(asked))
 
 
-def _phase_teacher(learner: Learner) -> Any:
+def _phase_teacher(learner: Learner) -> FlatWeights:
     """Weights of the finished round before this one, which teach it."""
-    network = learner.student.copy().network
-    before = learner.objective.phases[learner.phase.index - 1].student_steps
-    load_trained_state(network, learner.rounds[before])
-    return flatten_weights(network)
+    weights = learner.rounds[learner.objective.phases[learner.phase.index - 1].student_steps]
+    return Snapshot([weights[name] for name, _ in named_trained(learner.student.network)]).on_host()

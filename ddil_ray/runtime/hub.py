@@ -1,32 +1,39 @@
-"""The one actor that all processes of a run know: weights with versions, admission of rollouts, records, stop flag.
+"""The one actor that all processes of a run know: weights with versions, admission of blocks, records, stop flag.
 
-It owns the published weights (an object dies with the process that put it), so that rollouts outlive a trainer. The
-rules are in `HubState` and `Measured`, which need no Ray; `Hub` adds the transport.
+It owns the published weights (an object dies with the process that owns it), so that rollouts outlive a trainer. It may
+die itself: Ray starts it again, calls that were under way are repeated, and rank 0, which keeps what it published last,
+begins anew (`Publisher`). What is lost then are records that the driver had not taken, half a second's worth. The rules
+are in `HubState`, `Stream` and `Measured`, which need no Ray; `Hub` adds the transport.
 
 | who | calls | waits for |
 | --- | --- | --- |
-| trainer rank 0 | begin, start_phase, publish, push | nothing (adoption is awaited before the next publish) |
+| trainer rank 0 | begin, publish, push | nothing (a thread does the first two) |
 | every rank | should_stop(step) | nothing |
-| state actors | start_of, admit | the trainer to begin; phase and version of their block |
+| state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
-| driver | drain, request_stop, training_ended | nothing |
+| streams' executors | pool_sizes, cannot_resize | nothing |
+| driver | drain, request_stop, training_ended, resize | nothing |
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ddil_ray.runtime.admission import Ask, Lack, Stream, StreamPlan, Work
+from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
 
 if TYPE_CHECKING:
-    from ddil_ray.training.weights import FlatWeights
+    from ddil_ray.training.wire import FlatWeights
 
-__all__ = ["Grant", "Hub", "HubState", "Measured"]
+__all__ = ["Grant", "Hub", "HubState", "Measured", "Publication"]
 
 _RECORDS_KEPT = 10_000
 
@@ -38,44 +45,65 @@ class Grant:
     phase: int
     version: int
     student: Any = None
-    """Reference to flat student weights, or None if the caller's are as new."""
+    """Reference to flat student weights, boxed so that Ray passes it on unresolved; None if the caller's are as new."""
     teacher: Any = None
     """Reference to the flat weights of this phase's teacher, or None for the given teacher."""
 
 
+@dataclass(frozen=True)
+class Publication:
+    """Weights that lie ready in the process of an actor."""
+
+    phase: int
+    version: int
+    source: Any
+    """Handle of the actor."""
+    student: Any
+    """Called there, gives the student's FlatWeights."""
+    teacher: Any = None
+    """Called there, gives those of the phase's teacher; None for the given teacher."""
+
+
 @dataclass
 class HubState:
-    """Who may make which block.
+    """Who may make which block."""
 
-    A block of phase p whose last row is trained on at global step n is admitted once phase p is on and weights of
-    version >= n - max_staleness are published. Its rows then carry that version or a newer one, so at the step that
-    trains on them they are at most max_staleness steps old: the bound holds whatever the speeds.
-    """
-
-    incarnations: Counter[str] = field(default_factory=Counter)
-    """Starts of the worker group, counted by each stream as it is built anew."""
     begun: int = 0
-    """Incarnation whose trainer has begun; whatever belongs to an older one is void."""
+    """When the trainer began that is at work, in ns of this process's clock; older ones are void. 0 before any."""
     start_step: int = 0
+    streams: dict[str, Stream] = field(default_factory=dict)
+    works: defaultdict[str, Work] = field(default_factory=lambda: defaultdict(Work))
     phase: int = -1
     version: int = -1
     seen_step: int = -1
     stop_step: int | None = None
     records: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=_RECORDS_KEPT))
 
-    def incarnation_of(self, stream: str) -> int:
-        """`stream` is built for a new worker group; its number, from 1."""
-        self.incarnations[stream] += 1
-        return self.incarnations[stream]
+    def begin(self, start_step: int, streams: Mapping[str, Stream], reached: int, *, now: int) -> int:
+        """A trainer counts its streams from `start_step`, and has reached a step; older publications are void.
 
-    def begin(self, start_step: int) -> None:
-        """The trainer of the newest worker group goes on from `start_step`; older publications are void."""
-        self.begun, self.start_step = max(self.incarnations.values(), default=1), start_step
-        self.phase = self.version = self.seen_step = -1
+        Returns a number that its publications carry.
+        """
+        self.begun = max(now, self.begun + 1)
+        self.start_step, self.streams = start_step, dict(streams)
+        self.phase, self.version, self.seen_step = -1, -1, reached
+        return self.begun
 
-    def admits(self, phase: int, min_version: int) -> bool:
-        """Whether a block of `phase` that needs `min_version` may be made now."""
-        return self.phase == phase and self.version >= min_version
+    def lacks(self, ask: Ask) -> Lack | None:
+        """What an actor must wait for; None if it may go on."""
+        if self.phase != ask.phase:
+            return "phase"
+        if ask.block is None:
+            return None
+        return self.streams[ask.stream].lacks(ask.block, phase=self.phase, version=self.version, step=self.seen_step)
+
+    def granted(self, ask: Ask) -> None:
+        """Count what the actor did before, and the block that it begins."""
+        self.works[ask.stream].busy_s += ask.busy_s
+        self.works[ask.stream].blocks += 1
+        if ask.block is not None:
+            stream = self.streams[ask.stream]
+            stream.begun = max(stream.begun, ask.block + 1)
 
     def should_stop(self, step: int) -> bool:
         """The same answer to every rank: the stop lies two steps beyond the furthest rank seen."""
@@ -86,6 +114,16 @@ class HubState:
         """Stop all ranks at one step that none has passed."""
         if self.stop_step is None:
             self.stop_step = self.seen_step + 2
+
+    def work(self) -> dict[str, float]:
+        """What the actors of every stream did since this was last called, and how far ahead of the trainer they are."""
+        record: dict[str, float] = {}
+        for name, stream in self.streams.items():
+            record[f"actors/blocks_ahead/{name}"] = stream.ahead(self.seen_step)
+        for name, work in self.works.items():
+            record |= work.record(name)
+        self.works.clear()
+        return record
 
 
 @dataclass
@@ -125,63 +163,77 @@ class Measured:
             self.held = self.newest
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000)
 class Hub:
     """`HubState` behind an actor, with the weights.
 
     Args:
         measure_every: steps between the weights that a monitor gets; None where there is no monitor.
+        pools: bounds of the actor pools.
     """
 
-    def __init__(self, measure_every: int | None = None) -> None:
+    def __init__(self, measure_every: int | None = None, pools: Mapping[str, Bounds] | None = None) -> None:
         self.state = HubState()
+        self.sizing = Sizing(pools or {})
+        self._cannot_resize: str | None = None
         self._measured = Measured(None if measure_every is None else Cadence(measure_every))
         self._changed = asyncio.Condition()
         self._student: Any = None
         self._teacher: Any = None
-        self._stored_bytes = 0
 
-    async def incarnation_of(self, stream: str) -> int:
-        """Number of the worker group that `stream` is being built for."""
-        return self.state.incarnation_of(stream)
+    async def incarnation(self) -> int:
+        """A number for a worker group that is about to start: trainers that begin later have a greater one."""
+        return time.time_ns()
 
-    async def begin(self, start_step: int) -> None:
+    async def begun(self) -> int:
+        """What `begin` last returned; 0 where none has, as after a restart of this actor."""
+        return self.state.begun
+
+    async def begin(self, start_step: int, streams: dict[str, Stream], reached: int) -> int:
         """See `HubState.begin`."""
-        self.state.begin(start_step)
+        token = self.state.begin(start_step, streams, reached, now=time.time_ns())
         await self._notify()
+        return token
 
-    async def start_of(self, incarnation: int) -> int:
-        """Step that the trainer of `incarnation` goes on from; waits until it has begun."""
+    async def plan_of(self, incarnation: int, stream: str) -> StreamPlan:
+        """Blocks of `stream` that the trainer of `incarnation` takes; waits until it has begun."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.state.begun >= incarnation)
-        return self.state.start_step
+        return self.state.streams[stream].plan
 
-    async def start_phase(self, phase: int, version: int, student: list[Any], teacher: list[Any]) -> None:
-        """Publish the first weights of a phase, and its teacher's where it has a new one.
+    async def publish(self, token: int, publication: Publication) -> bool:
+        """Take weights over from where they lie; readers see the old or the new, never a mixture.
 
-        References come in lists, so that Ray passes them on unresolved.
+        `token` is what `begin` returned to the publisher. False where that is void, and nothing was done.
         """
-        self._teacher = await self._adopt(teacher)
-        self._student = await self._adopt(student)
-        self.state.phase, self.state.version = phase, version
-        await self._published()
+        if token != self.state.begun:
+            return False
+        student, size = await self._fetch(publication.source, publication.student)
+        teacher = self._teacher
+        if publication.phase != self.state.phase:
+            teacher = publication.teacher and (await self._fetch(publication.source, publication.teacher))[0]
+        if token != self.state.begun:
+            return False
+        self._student, self._teacher = student, teacher
+        self.state.phase, self.state.version = publication.phase, publication.version
+        self._measured.published(Grant(self.state.phase, self.state.version, [student], teacher and [teacher]))
+        self.state.records.append({"step": publication.version, "sync/bytes": size})
+        await self._notify()
+        return True
 
-    async def publish(self, version: int, student: list[Any]) -> None:
-        """Publish newer student weights; readers see the old or the new, never a mixture."""
-        self._student = await self._adopt(student)
-        self.state.version = version
-        await self._published()
-
-    async def admit(self, phase: int, min_version: int, known: tuple[int, int]) -> Grant:
-        """Wait until the block may be made; `known` is the caller's (phase, version)."""
+    async def admit(self, ask: Ask) -> Grant:
+        """Wait until the actor may go on."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.state.admits(phase, min_version))
-        version = self.state.version
-        new_phase = known[0] != phase
+            while (lack := self.state.lacks(ask)) is not None:
+                since = time.perf_counter()
+                await self._changed.wait()
+                self.state.works[ask.stream].waited_s[lack] += time.perf_counter() - since
+        self.state.granted(ask)
+        new_phase = ask.known[0] != ask.phase
         return Grant(
-            phase,
-            version,
-            [self._student] if new_phase or version > known[1] else None,
+            ask.phase,
+            self.state.version,
+            [self._student] if new_phase or self.state.version > ask.known[1] else None,
             [self._teacher] if new_phase and self._teacher is not None else None,
         )
 
@@ -198,15 +250,43 @@ class Hub:
 
     async def should_stop(self, step: int) -> bool:
         """See `HubState.should_stop`."""
-        return self.state.should_stop(step)
+        before = self.state.seen_step
+        stop = self.state.should_stop(step)
+        if self.state.seen_step > before:  # which returns credits
+            await self._notify()
+        return stop
 
     async def request_stop(self) -> None:
         """See `HubState.request_stop`."""
         self.state.request_stop()
 
     async def push(self, record: dict[str, float]) -> None:
-        """Keep a record until the driver takes it; the oldest go if the driver does not."""
+        """Keep a record until the driver takes it, the trainer's with what actors did; the oldest go if it does not."""
+        if "loss" in record:
+            busy_s = {name: work.busy_s for name, work in self.state.works.items()}
+            self.sizing.observe(record, busy_s, now=time.monotonic())
+            record = record | self.state.work()
         self.state.records.append(record)
+
+    async def pool_sizes(self, counts: dict[str, int]) -> dict[str, int]:
+        """See `Sizing.report`. A stream has as many credits as it has actors."""
+        wanted, changed = self.sizing.report(counts)
+        if changed:
+            for name, stream in self.state.streams.items():
+                stream.actors = self.sizing.actors(name) or stream.actors
+            self.state.records.append({"step": max(0, self.state.seen_step), **changed})
+            await self._notify()
+        return wanted
+
+    async def resize(self, bounds: dict[str, Bounds]) -> str | None:
+        """See `Sizing.resize`; why it cannot be done, if it cannot."""
+        if self._cannot_resize is None:
+            self.sizing.resize(bounds)
+        return self._cannot_resize
+
+    async def cannot_resize(self, reason: str) -> None:
+        """An executor cannot change the sizes of its pools."""
+        self._cannot_resize = reason
 
     async def drain(self) -> list[dict[str, float]]:
         """Take all records."""
@@ -214,20 +294,22 @@ class Hub:
         self.state.records.clear()
         return records
 
-    async def _published(self) -> None:
-        teacher = [self._teacher] if self._teacher is not None else None
-        self._measured.published(Grant(self.state.phase, self.state.version, [self._student], teacher))
-        self.state.records.append({"step": self.state.version, "sync/bytes": self._stored_bytes})
-        await self._notify()
+    @staticmethod
+    async def _fetch(source: Any, give: Any) -> tuple[Any, int]:
+        """A reference to what `give` gives in the process of `source`, and its bytes.
 
-    async def _adopt(self, boxed: list[Any]) -> Any:
-        """Re-put an object so that it is this actor's own."""
-        if not boxed:
-            return None
-        weights: FlatWeights = await boxed[0]
-        self._stored_bytes = sum(part.nbytes for part in weights.values())
-        return ray.put(weights)
+        Who calls a method of an actor owns what it returns: the weights are written to the store of the source's node
+        once, and stay there when the source dies.
+        """
+        weights, size = source.__ray_call__.options(num_returns=2).remote(_given, give)
+        return weights, await size
 
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _given(source: Any, give: Any) -> tuple[FlatWeights, int]:
+    """Called in the process of `source`."""
+    weights: FlatWeights = give()
+    return weights, sum(part.nbytes for part in weights.values())

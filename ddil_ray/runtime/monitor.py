@@ -19,7 +19,7 @@ from ddil_ray.errors import first_line
 from ddil_ray.runtime.context import RunContext, actor_options
 from ddil_ray.runtime.stages import Stage
 from ddil_ray.training.shift import ShiftMeter
-from ddil_ray.training.weights import FlatWeights
+from ddil_ray.training.wire import FlatWeights
 
 __all__ = ["Monitor", "MonitorHandle"]
 

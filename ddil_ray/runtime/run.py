@@ -14,17 +14,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
-from ddil_ray.runtime.cluster import check_fits, connected, with_gpu_shares
+from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
+from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
 from ddil_ray.runtime.storage import CheckpointStore
-from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, View, read_journal
+from ddil_ray.runtime.watch import Watch, sync
+from ddil_ray.tracking import TRACKERS, BackgroundTracker, RunInfo, View, read_journal
+from ddil_ray.training.kept import kept_folder
 from ddil_ray.training.learner import round_models
 from ddil_ray.training.recipe import Ingredients, Recipe
 
@@ -37,7 +38,6 @@ __all__ = ["RunResult", "distill", "resumed_config"]
 
 _POLL_S = 0.5
 _KEPT_ON_RESUME = (
-    "trainer.num_workers",
     "trainer.steps",
     "trainer.batch_size",
     "forward_states.batch_size",
@@ -146,7 +146,7 @@ def distill(
     finally:
         files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json")]
         unsent = tracker.finish(status, [f for f in files if f.exists()])
-        _sync(folder, view)
+        sync(folder, view)
         if unsent:
             view.say(unsent)
     return result
@@ -180,6 +180,7 @@ def _fitted(config: RunConfig) -> Recipe:
     resources = ray.cluster_resources()
     shared = with_gpu_shares(config, gpus=resources.get("GPU", 0.0))
     check_fits(shared, resources)
+    check_labels(shared, ray.nodes())
     return Recipe(shared)
 
 
@@ -189,22 +190,17 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
 
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
-    from ddil_ray.runtime.worker import load_rank_state
+    from ddil_ray.runtime.worker import load_shared
 
     config = recipe.config
     store = CheckpointStore(f"{folder.url}/checkpoints")
-    hub = Hub.remote(config.shift.every if config.shift.enabled else None)  # type: ignore[attr-defined]
-    context = _context(recipe, made, hub)
-    journal = Journal(folder.local / "metrics.jsonl")
+    measure_every = config.shift.every if config.shift.enabled else None
+    hub = Hub.remote(measure_every, pool_bounds(config))  # type: ignore[attr-defined]
+    context = _context(recipe, made, hub, folder)
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
-
-        def watch() -> bool:
-            _watch(hub, journal, view, signals, folder)
-            if monitor is not None:
-                monitor.watch()
-            return signals.received is None
-
+        scaling = Scaling(folder, config, hub, view.say)
+        watch = Watch(hub, view, signals, folder, monitor, scaling)
         try:
             _fit(recipe, made, store, context, watch)
             if monitor is not None and signals.received is None:
@@ -214,7 +210,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
             if monitor is not None:
                 monitor.kill()
             ray.kill(hub)
-    state = load_rank_state(store, ranks=config.trainer.num_workers, rank=0)
+    state = load_shared(store)
     if state is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
     total = config.trainer.steps * len(made.objective.phases)
@@ -227,28 +223,20 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
 
 
-def _anchored(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the local paths of models made absolute: Ray's workers have working directories of their own."""
-    for group, name in (("teacher", "model"), ("teacher", "weights"), ("student", "model")):
-        value = config[group][name]
-        if value is not None and Path(value).exists():
-            config[group][name] = str(Path(value).resolve())
-    return config
-
-
-def _context(recipe: Recipe, made: Ingredients, hub: Any) -> RunContext:
+def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> RunContext:
     """What every actor of the run gets."""
     import ray
 
-    from ddil_ray.runtime.context import RunContext
+    from ddil_ray.runtime.context import RunContext, anchored
 
     return RunContext(
-        config=_anchored(recipe.config.model_dump(mode="json")),
+        config=anchored(recipe.config.model_dump(mode="json")),
         hub=hub,
         images=ray.put(made.data.images.numpy()),
         labels=ray.put(made.data.labels.numpy()),
         prompts=ray.put(made.prompts),
         max_staleness=made.max_staleness,
+        kept=kept_folder(recipe.config, folder.url),
     )
 
 
@@ -279,6 +267,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
                 **config.trainer.resources,
             },
             accelerator_type=config.trainer.accelerator_type,
+            label_selector=dict(config.trainer.label_selector) or None,
         ),
         run_config=RunConfig(
             name=f"attempt-{attempts[-1] + 1 if attempts else 1}",
@@ -315,35 +304,6 @@ def _explain(error: BaseException) -> str:
             cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"Training failed: {lines[-1].strip() if lines else type(error).__name__}"
-
-
-def _watch(hub: Any, journal: Journal, view: View, signals: Signals, folder: RunFolder) -> None:
-    """Take the hub's records, show them, and pass a signal on."""
-    import ray
-
-    if signals.fresh():
-        view.say("Stopping after a last checkpoint; once more to stop at once.")
-        hub.request_stop.remote()
-    try:
-        records = ray.get(hub.drain.remote(), timeout=10)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        return  # the fit thread tells why
-    for record in records:
-        if "loss" in record:
-            record["system/cpu_percent"] = psutil.cpu_percent()
-            record["system/memory_percent"] = psutil.virtual_memory().percent
-        view.show(record)
-    journal.append(records)
-    if any("checkpoint/step" in record for record in records):
-        _sync(folder, view)
-
-
-def _sync(folder: RunFolder, view: View) -> None:
-    """Copy the run's files out; a storage that fails for a while must not end the run."""
-    try:
-        folder.sync()
-    except Exception as error:  # every filesystem has errors of its own
-        view.say(f"{folder.url} could not be written ({error}); the files are in {folder.local}.")
 
 
 def _results(

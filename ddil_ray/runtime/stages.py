@@ -1,31 +1,35 @@
 """Ray Data stages: the actors that make states and labels.
 
-A request row is only its place in the stream. The actor turns it into a (phase, block) of the plan, counted from the
+A request row is only its place in the stream. The actor turns it into a (phase, index) of the plan, counted from the
 step that the trainer resumed at, waits for admission, takes newer weights if there are any, and makes the rows.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
 from ddil_ray.models import DiffusionModel
+from ddil_ray.runtime.admission import Ask, StreamPlan
 from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.runtime.hub import Grant
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
-from ddil_ray.training.optimizer import PRECISIONS
+from ddil_ray.states.stretch import Stretch
+from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.placement import actor_networks
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, StateMaker
 from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import FlatWeights
+from ddil_ray.training.wire import FlatWeights
 
-__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "shared_tensor", "stream_blocks"]
+__all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "shared_tensor", "stream_plan"]
 
 
 def best_device() -> torch.device:
@@ -46,36 +50,31 @@ def shared_tensor(reference: Any) -> torch.Tensor:
         return torch.from_numpy(ray.get(reference))
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block of one stream: which it is, how new its weights must be, and when in its phase it is needed."""
-
-    phase: int
-    index: int
-    min_version: int
-    progress: float
-
-
-def stream_blocks(recipe: Recipe, origin: Origin, *, phases: int, start_step: int, max_staleness: int) -> list[Block]:
+def stream_plan(
+    recipe: Recipe, origin: Origin, *, phases: int, start_step: int, max_staleness: int, stretch: Stretch | None = None
+) -> StreamPlan:
     """All blocks of a stream from `start_step` on, in the order in which ranks take them.
 
-    Block k of the list goes to rank k mod W, so the blocks of a phase are a multiple of W. The newest weights that a
-    block needs are those of `max_staleness` steps before its last row is taken.
+    Block k goes to rank k mod W, so the blocks of a phase are a multiple of W. The oldest weights that a block may come
+    from are those of `max_staleness` steps before its last row is taken. Without a `stretch` the largest number of
+    workers does the whole run.
     """
-    ranks, rows = recipe.config.trainer.num_workers, recipe.rows_per_block(origin)
+    stretch = stretch or Stretch(recipe.config.trainer.workers[1])
+    ranks, rows = stretch.workers, recipe.rows_per_block(origin)
     steps = recipe.config.trainer.steps
-    first_phase, local = divmod(start_step, steps)
-    blocks = []
-    for phase, plan in enumerate(recipe.plans(phases)):
+    first_phase = start_step // steps
+    parts = []
+    for phase, plan in enumerate(recipe.plans(phases, stretch)):
         if phase < first_phase:
             continue
-        taken = -(-int(plan.fresh(origin)[local - 1]) // rows) if phase == first_phase and local else 0
-        for mine in range(taken, plan.blocks(origin, rows)):
-            last = phase * steps + plan.last_step(origin, mine, rows)
-            needs = last - max_staleness if origin in USES_STUDENT else -1
-            progress = plan.progress(origin, mine, rows)
-            blocks += [Block(phase, mine * ranks + rank, needs, progress) for rank in range(ranks)]
-    return blocks
+        taken = stretch.taken(plan, origin, step=start_step, rows=rows) if phase == first_phase else 0
+        needed, last = (f(origin, rows)[taken:] for f in (plan.first_steps, plan.last_steps))
+        versions = phase * steps + last - max_staleness if origin in USES_STUDENT else np.full(len(last), -1)
+        indices = stretch.used_in(phase, steps, origin) + taken * ranks + np.arange(len(last) * ranks)
+        each_rank = (plan.progress(origin, rows)[taken:], needed + phase * steps, versions, np.full(len(last), phase))
+        progress, needed, versions, phase_of = (np.repeat(column, ranks) for column in each_rank)
+        parts.append(StreamPlan(phase_of, needed, versions, indices, progress))
+    return StreamPlan(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(StreamPlan)))
 
 
 class Stage:
@@ -96,7 +95,6 @@ class Stage:
         self.conditions = Conditions(shared_tensor(context.labels), self.recipe.guidance)
         student = self.recipe.student_of(self.teacher)
         self.objective = self.recipe.objective(student, self.images)
-        self.autocast = PRECISIONS[self.recipe.config.trainer.precision]
         self.expert, self.student = actor_networks(
             self.teacher,
             student,
@@ -109,10 +107,19 @@ class Stage:
         )
         self.teacher = self.expert.teacher
         self.known = (-1, -1)
+        self._admitted_at = self._busy_s = 0.0
 
-    def _admitted(self, phase: int, min_version: int, maker: StateMaker | None) -> None:
-        grant = ray.get(self.context.hub.admit.remote(phase, min_version, self.known))
+    def _admitted(self, stream: str, phase: int, block: int | None, maker: StateMaker | None) -> None:
+        """Wait until a block may be made, and take newer weights."""
+        grant = ray.get(self.context.hub.admit.remote(Ask(stream, phase, block, self.known, self._busy_s)))
+        self._admitted_at = time.perf_counter()
         self._take(grant, maker.load_student if maker else None)
+
+    def _done(self, states: StateBatch) -> Columns:
+        """A block that was admitted, ready to travel."""
+        columns = states.to_columns()
+        self._busy_s = time.perf_counter() - self._admitted_at
+        return columns
 
     def _take(self, grant: Grant, load_student: Callable[[int, FlatWeights], None] | None) -> None:
         """Be taught by the teacher of the grant's phase, and hand on what it has of the student."""
@@ -143,27 +150,25 @@ class StateStage(Stage):
             student=self.student,
             expert=self.expert,
             mixing=self.recipe.mixing,
-            autocast=self.autocast,
+            autocast=self.recipe.rollout_autocast,
             device=self.device,
         )
-        self.blocks = stream_blocks(
-            self.recipe,
-            self.origin,
-            phases=len(self.objective.phases),
-            start_step=ray.get(context.hub.start_of.remote(incarnation)),
-            max_staleness=context.max_staleness,
-        )
+        self.fused = fused
+        self.kept = kept_blocks(self.recipe, self.origin, self.conditions.pool, folder=context.kept)
+        self.plan: StreamPlan = ray.get(context.hub.plan_of.remote(incarnation, self.origin.label))
 
     def __call__(self, batch: Columns) -> Columns:
         """The rows of one request; none where the stream is shorter than when it began."""
-        (place,) = batch["place"].tolist()
-        block = self.blocks[min(place, len(self.blocks) - 1)]
-        self._admitted(block.phase, block.min_version, self.maker if self.maker.student else None)
+        place = min(int(batch["place"][0]), len(self.plan) - 1)
+        phase = int(self.plan.phases[place])
+        self._admitted(self.origin.label, phase, place, self.maker if self.maker.student else None)
         rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
-        states = self.maker.make(StateRequest(self.origin, block.phase, block.index, rows, seed, block.progress))
-        if self.recipe.config.labels.placement == "fused":
-            states = self._label(states)
-        return states.to_columns()
+        index, progress = int(self.plan.indices[place]), float(self.plan.progress[place])
+        request = StateRequest(self.origin, phase, index, rows, seed, progress)
+        if self.kept is not None:  # with labels, which a pool behind then passes on
+            return self._done(self.kept.block(request, self.expert, lambda r: self._label(self.maker.make(r))))
+        states = self.maker.make(request)
+        return self._done(self._label(states) if self.fused else states)
 
 
 class LabelStage(Stage):
@@ -175,5 +180,8 @@ class LabelStage(Stage):
     def __call__(self, batch: Columns) -> Columns:
         """The same rows with labels."""
         states = StateBatch.from_columns(batch)
-        self._admitted(int(states.phase[0]), -1, None)
-        return self._label(states).to_columns()
+        if states.label.numel():  # kept with it
+            return batch
+        stream = f"labels/{Origin(int(states.origin[0])).label}"
+        self._admitted(stream, int(states.phase[0]), None, None)
+        return self._done(self._label(states))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pyarrow.fs
 
-__all__ = ["RANK_FILE", "SHARED_FILE", "CheckpointStore"]
+from ddil_ray.training.checkpoint import MANIFEST, manifest_of
 
-SHARED_FILE, RANK_FILE = "learner.pt", "rank-{rank}.pt"
+__all__ = ["CheckpointStore"]
+
 _ATTEMPT = re.compile(r"attempt-(\d+)$")
 
 
@@ -36,23 +37,32 @@ class CheckpointStore:
         names = fs.ls(root, detail=False) if fs.exists(root) else []
         return sorted(int(m[1]) for m in map(_ATTEMPT.search, (n.rstrip("/") for n in names)) if m)
 
-    def newest(self, *, ranks: int) -> str | None:
-        """Path (without protocol) of the newest whole checkpoint of `ranks` workers, None if there is none."""
+    def newest(self) -> str | None:
+        """Path (without protocol) of the newest whole checkpoint of any number of workers, None if there is none."""
         fs, root = fsspec.core.url_to_fs(self.url)
         for attempt in reversed(self.attempts()):
             folders = fs.ls(f"{root}/attempt-{attempt}", detail=False)
             for folder in sorted((f for f in folders if "/checkpoint_" in f), reverse=True):
-                if _whole(fs, folder.rstrip("/"), ranks):
+                if _whole(fs, folder.rstrip("/")):
                     return str(folder)
         return None
 
 
-def _whole(fs: Any, folder: str, ranks: int) -> bool:
-    """Whether the shared and every rank's file is there to its end; a torch file is a zip archive."""
-    for name in (SHARED_FILE, *(RANK_FILE.format(rank=rank) for rank in range(ranks))):
-        if not fs.exists(f"{folder}/{name}"):
+def _whole(fs: Any, folder: str) -> bool:
+    """Whether every worker's manifest is there, and all files that it names, to their ends."""
+    sizes = {info["name"].rpartition("/")[2]: info["size"] for info in fs.ls(folder, detail=True)}
+    named = next((m for m in map(MANIFEST.match, sizes) if m), None)
+    if named is None:
+        return False
+    for rank in range(int(named[1])):
+        manifest = manifest_of(rank, int(named[1]))
+        if manifest not in sizes or not _there(fs.cat_file(f"{folder}/{manifest}"), sizes):
             return False
-        with fs.open(f"{folder}/{name}", "rb") as file:
-            if not zipfile.is_zipfile(file):
-                return False
     return True
+
+
+def _there(manifest: bytes, sizes: dict[str, int]) -> bool:
+    try:
+        return all(sizes.get(name) == size for name, size in json.loads(manifest).items())
+    except ValueError:  # itself not to its end
+        return False

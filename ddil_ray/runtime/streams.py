@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -12,12 +12,15 @@ from ray.data.read_api import from_blocks
 from ray.train import DataConfig
 
 from ddil_ray.runtime.context import RunContext, StageCall, actor_options
+from ddil_ray.runtime.pools import follow_hub
 
 if TYPE_CHECKING:
     from ddil_ray.config import Role
     from ddil_ray.states.batch import Origin
 
 __all__ = ["StreamSplit", "actor_pool", "stream_factory"]
+
+R = TypeVar("R", bound="Role")
 
 
 def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
@@ -28,31 +31,42 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
     """
 
     def build() -> Dataset:
-        from ddil_ray.runtime.stages import stream_blocks
+        from ddil_ray.runtime.stages import stream_plan
+        from ddil_ray.states.stretch import Stretch
 
         recipe = context.recipe
-        incarnation = ray.get(context.hub.incarnation_of.remote(origin.label))
-        blocks = stream_blocks(recipe, origin, phases=phases, start_step=0, max_staleness=0)
-        requests = [pa.table({"place": pa.array([place])}) for place in range(len(blocks))]
-        role = recipe.role_of(origin)
+        incarnation = ray.get(context.hub.incarnation.remote())
+        low, high = recipe.config.trainer.workers  # how many there will be is not known here
+        wholes = [Stretch(workers) for workers in range(low, high + 1)]
+        plans = [stream_plan(recipe, origin, phases=phases, start_step=0, max_staleness=0, stretch=s) for s in wholes]
+        requests = [pa.table({"place": pa.array([place])}) for place in range(max(map(len, plans)))]
+        role, labels = (_least(r) for r in (recipe.role_of(origin), recipe.config.labels))
         dataset = from_blocks(requests).map_batches(
             StageCall,
             fn_constructor_args=("ddil_ray.runtime.stages:StateStage", context, int(origin), incarnation),
             batch_size=1,
             **actor_pool(role),
         )
+        names = [origin.label]
         if recipe.config.labels.placement == "pool":
+            names.append(f"labels/{origin.label}")
             dataset = dataset.map_batches(
                 StageCall,
                 fn_constructor_args=("ddil_ray.runtime.stages:LabelStage", context),
                 batch_size=recipe.rows_per_block(origin),
-                **actor_pool(recipe.config.labels),
+                **actor_pool(labels),
             )
         dataset.set_name(origin.label)
         _configure(dataset)
+        follow_hub(dataset, context.hub, names)
         return dataset
 
     return build
+
+
+def _least(role: R) -> R:
+    """`role` at its smallest. Ray sees actors that wait to be admitted as busy, and would start all at once."""
+    return role.model_copy(update={"num_actors": role.bounds[0]})
 
 
 def actor_pool(role: Role) -> dict[str, Any]:

@@ -8,18 +8,25 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import prepare_model
 
+from ddil_ray.runtime.admission import Stream
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hooks import RayHooks
+from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.reader import StreamReader
-from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor
-from ddil_ray.runtime.storage import RANK_FILE, SHARED_FILE, CheckpointStore
+from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
+from ddil_ray.runtime.storage import CheckpointStore
+from ddil_ray.states.batch import Origin
+from ddil_ray.states.stretch import Stretch
+from ddil_ray.training.checkpoint import read_checkpoint, read_shared
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
+from ddil_ray.training.parallel import Alone, strategy
 from ddil_ray.training.placement import teaching, trained
+from ddil_ray.training.recipe import Recipe
+from ddil_ray.training.wire import WIRE_DTYPES
 
-__all__ = ["load_rank_state", "train_worker"]
+__all__ = ["load_shared", "load_state", "train_worker"]
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -30,55 +37,97 @@ def train_worker(settings: dict[str, Any]) -> None:
     readers = {o: StreamReader(o, shard, recipe.rows_per_block(o)) for o, shard in shards.items()}
     for reader in readers.values():
         reader.start()  # the streams' actors start while this process loads its models
+    rank, ranks = worker.get_world_rank(), worker.get_world_size()
+    learner = _learner(context)
+    phases, state = len(learner.objective.phases), load_state(settings["store"], learner.parallel, rank, ranks)
+    stretch = _stretch(recipe, state, phases=phases, workers=ranks)
+    hooks = RayHooks(context.hub, rank, ranks, learner.objective.student_becomes_teacher)
+    loop = TrainingLoop(
+        learner=learner,
+        plans=recipe.plans(phases, stretch),
+        feeds={o: reader.next for o, reader in readers.items()},
+        hooks=hooks,
+        settings=recipe.loop_settings(max_staleness=context.max_staleness, rank=rank),
+        stretch=stretch,
+    )
+    recipe.check_staleness(loop.plans, context.max_staleness)
+    if state is not None:
+        loop.load_state_dict(state)
+    if rank == 0:
+        wire = WIRE_DTYPES[recipe.config.sync.dtype]
+        hooks.publisher = Publisher(context.hub, loop.step, _streams(context, loop), float32_as=wire)
+        if stretch.step > 0 and stretch.step == loop.step:
+            hooks.log({"step": loop.step, "trainer/workers": ranks, "rows/left_behind": state["held"] if state else 0})
+    loop.run()
+    if hooks.publisher is not None:
+        hooks.publisher.end()
+
+
+def _learner(context: RunContext) -> Learner:
+    """This process's student and method, kept as `trainer.parallel` says."""
+    recipe, device = context.recipe, best_device()
+    trainer = recipe.config.trainer
     torch.manual_seed(recipe.config.seed)
     teacher = recipe.load_teacher()
     bind_prompts(teacher, context)
     student = recipe.student_of(teacher)
     images, labels = (shared_tensor(part) for part in (context.images, context.labels))
     objective = recipe.objective(student, images)
+    parallel = strategy(trainer.parallel, precision=trainer.precision, device=device)
     if objective.asks_in_trainer:  # cast before a student that shares its weights takes them to the device
-        teacher = teaching(teacher, recipe.config, best_device())
-    student = trained(student, recipe.config, best_device())
+        teacher = teaching(teacher, recipe.config, parallel.ready_on(device))
+        teacher = teacher.with_network(parallel.freeze(teacher.network))
+    student = trained(student, recipe.config, parallel.ready_on(device))
     recipe.equip(objective, teacher, images, labels)
-    del teacher, images, labels  # where labels come with the states, the trainer holds neither teacher nor data
-    learner = Learner(student, objective, recipe.optimizer_settings(), parallel=_data_parallel)
-    rank = worker.get_world_rank()
-    hooks = RayHooks(context.hub, rank, objective.student_becomes_teacher)
-    loop = TrainingLoop(
-        learner=learner,
-        plans=recipe.plans(len(objective.phases)),
-        feeds={o: reader.next for o, reader in readers.items()},
-        hooks=hooks,
-        settings=recipe.loop_settings(max_staleness=context.max_staleness, rank=rank),
-    )
-    state = load_rank_state(settings["store"], ranks=worker.get_world_size(), rank=rank)
-    if state is not None:
-        loop.load_state_dict(state)
-    if rank == 0:
-        ray.get(context.hub.begin.remote(loop.step))
-    loop.run()
+    # Where labels come with the states, the trainer holds neither teacher nor data from here on.
+    return Learner(student, objective, recipe.optimizer_settings(), parallel=parallel)
 
 
-def _data_parallel(network: torch.nn.Module) -> torch.nn.Module:
-    """DDP over all workers; the bare network where there is one."""
-    if ray.train.get_context().get_world_size() == 1:
-        return network
-    wrapped: torch.nn.Module = prepare_model(
-        network, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
-    )
-    return wrapped
+def _streams(context: RunContext, loop: TrainingLoop) -> dict[str, Stream]:
+    """Plans and credits of all streams from where training goes on."""
+    recipe, streams = context.recipe, {}
+    for origin in recipe.priors.origins:
+        plan = stream_plan(
+            recipe,
+            origin,
+            phases=len(loop.plans),
+            start_step=loop.step,
+            max_staleness=context.max_staleness,
+            stretch=loop.stretch,
+        )
+        ready = recipe.config.replay.ahead * loop.stretch.workers
+        streams[origin.label] = Stream(plan, recipe.most_actors(origin), ready)
+    return streams
 
 
-def load_rank_state(store: CheckpointStore, *, ranks: int, rank: int) -> dict[str, Any] | None:
-    """`TrainingLoop.state_dict` of `rank` from the newest whole checkpoint, None if there is none.
+def _stretch(recipe: Recipe, state: dict[str, Any] | None, *, phases: int, workers: int) -> Stretch:
+    """Where streams go on with this number of workers."""
+    if state is None:
+        return Stretch(workers)
+    before, phase = Stretch.from_state_dict(state["stretch"]), state["step"] // recipe.config.trainer.steps
+    if phase == phases:  # nothing is left to be done
+        return before
+    rows = {origin: recipe.rows_per_block(origin) for origin in Origin}
+    return before.followed_by(workers, recipe.plans(phases, before)[phase], step=state["step"], rows=rows)
+
+
+def load_state(store: CheckpointStore, parallel: Alone, rank: int, ranks: int) -> dict[str, Any] | None:
+    """`TrainingLoop.state_dict` from the newest whole checkpoint, see `read_checkpoint`; None if there is none.
 
     Read from the store and not from `ray.train.get_checkpoint`, which does not know of a checkpoint whose worker died
     before the controller had asked for it.
     """
-    newest = store.newest(ranks=ranks)
+    newest = store.newest()
     if newest is None:
         return None
     with ray.train.Checkpoint(newest, filesystem=store.filesystem()[0]).as_directory() as folder:
-        shared = torch.load(Path(folder) / SHARED_FILE, weights_only=True, map_location="cpu")
-        mine = torch.load(Path(folder) / RANK_FILE.format(rank=rank), weights_only=False, map_location="cpu")
-    return {**shared, "rank": mine}
+        return read_checkpoint(Path(folder), parallel, rank=rank, ranks=ranks)
+
+
+def load_shared(store: CheckpointStore) -> dict[str, Any] | None:
+    """What a process alone can read of the newest whole checkpoint: the step, and what is whole, as the rounds are."""
+    newest = store.newest()
+    if newest is None:
+        return None
+    with ray.train.Checkpoint(newest, filesystem=store.filesystem()[0]).as_directory() as folder:
+        return read_shared(Path(folder))

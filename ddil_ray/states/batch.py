@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
@@ -56,8 +58,11 @@ class StateBatch:
         return len(self.t)
 
     def __getitem__(self, rows: Tensor | slice) -> StateBatch:
-        """The chosen rows, in that order."""
-        return StateBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        """The chosen rows: views of a slice, a copy of those numbered or marked by a tensor (R,) int64 or (B,) bool."""
+        if isinstance(rows, slice):
+            return StateBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        chosen = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
+        return StateBatch(**{f.name: getattr(self, f.name).index_select(0, chosen) for f in fields(self)})
 
     def labelled(self, label: Tensor) -> StateBatch:
         """This batch with the expert's label."""
@@ -81,6 +86,14 @@ class StateBatch:
 
     @staticmethod
     def from_columns(columns: dict[str, np.ndarray]) -> StateBatch:
-        """The batch of `to_columns`; copies, since what Ray hands out is read-only."""
-        names = [f.name for f in fields(StateBatch)]
-        return StateBatch(**{n: torch.from_numpy(np.array(columns[n])) for n in names})
+        """The batch of `to_columns`, on the same memory: not to be written where `columns` are not, as Ray's are."""
+        _allow_read_only()
+        return StateBatch(**{f.name: torch.from_numpy(columns[f.name]) for f in fields(StateBatch)})
+
+
+@functools.cache
+def _allow_read_only() -> None:
+    """Spend torch's warning, one per process, of a tensor on memory that must not be written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(np.frombuffer(bytes(8)))

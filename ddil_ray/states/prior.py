@@ -66,10 +66,27 @@ class ConsumptionPlan:
     floor or ceil of its expected share and the expectation is exact. `fresh(origin)[n]` is the number of new rows
     taken up to and including step n: with reuse r, F(n) = ceil(D(n - 1) / r) + c(n) where D counts rows trained on and
     c(n) is this step's need, made monotone. With r = 1 that is D(n): every row is used exactly once.
+
+    Args:
+        priors: of the sources.
+        steps: of the phase.
+        batch_size: rows of one rank per step.
+        seed: of the run.
+        phase: which it is.
+        reuse: times that each row is trained on.
+        begin: step of the phase that this plan's rows are counted from; nothing is taken before.
     """
 
     def __init__(
-        self, priors: SourcePriors, *, steps: int, batch_size: int, seed: int, phase: int = 0, reuse: int = 1
+        self,
+        priors: SourcePriors,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        phase: int = 0,
+        reuse: int = 1,
+        begin: int = 0,
     ) -> None:
         self.steps, self.batch_size, self.reuse = steps, batch_size, reuse
         self.origins = priors.origins
@@ -80,15 +97,19 @@ class ConsumptionPlan:
         below = np.ceil(edges - u - 1e-9).clip(0, batch_size).astype(np.int64)
         below[:, -1] = batch_size
         drawn = np.diff(below, axis=1, prepend=0)
+        drawn[:begin] = 0
         self._counts = {o: drawn[:, i] for i, o in enumerate(self.origins)}
+        self._fresh = {o: self._needed(counts) for o, counts in self._counts.items()}
 
     def counts(self, step: int) -> dict[Origin, int]:
-        """Rows of each source in the batch of `step` (0-based in the phase); they sum to the batch size."""
+        """Rows of each source in the batch of `step` of the phase; from `begin` on they sum to the batch size."""
         return {origin: int(counts[step]) for origin, counts in self._counts.items()}
 
     def fresh(self, origin: Origin) -> np.ndarray:
         """(steps,) int64: new rows of `origin` that must have arrived by each step, cumulative."""
-        counts = self._counts[origin]
+        return self._fresh[origin]
+
+    def _needed(self, counts: np.ndarray) -> np.ndarray:
         trained = np.cumsum(counts)
         needed = np.where(counts > 0, -(-(trained - counts) // self.reuse) + counts, 0)
         return np.maximum.accumulate(needed)
@@ -97,22 +118,21 @@ class ConsumptionPlan:
         """Blocks of `rows` rows that the phase takes from the stream of `origin`."""
         return -(-int(self.fresh(origin)[-1]) // rows)
 
-    def first_step(self, origin: Origin, block: int, rows: int) -> int:
-        """Step at which the first row of `block` is needed."""
-        return int(np.searchsorted(self.fresh(origin), block * rows, side="right"))
+    def first_steps(self, origin: Origin, rows: int) -> np.ndarray:
+        """(blocks,) int64: the step at which the first row of each block is needed."""
+        begins = np.arange(self.blocks(origin, rows)) * rows
+        return np.searchsorted(self.fresh(origin), begins, side="right")
 
-    def progress(self, origin: Origin, block: int, rows: int) -> float:
-        """Where in the phase, from 0 to 1, the first row of `block` is needed; what schedules of a block go by."""
-        return self.first_step(origin, block, rows) / max(1, self.steps - 1)
+    def last_steps(self, origin: Origin, rows: int) -> np.ndarray:
+        """(blocks,) int64: the step at which the last row of each block is taken; the phase's last if it never is."""
+        ends = (np.arange(self.blocks(origin, rows)) + 1) * rows - 1
+        return np.searchsorted(self.fresh(origin), ends, side="right").clip(max=self.steps - 1)
 
-    def last_step(self, origin: Origin, block: int, rows: int) -> int:
-        """Step at which the last row of `block` is taken; the phase's last step if it never is."""
-        step = int(np.searchsorted(self.fresh(origin), (block + 1) * rows - 1, side="right"))
-        return min(step, self.steps - 1)
+    def progress(self, origin: Origin, rows: int) -> np.ndarray:
+        """(blocks,) where in the phase, from 0 to 1, each block is first needed; what schedules of a block go by."""
+        return self.first_steps(origin, rows) / max(1, self.steps - 1)
 
     def smallest_staleness(self, origin: Origin, *, rows: int, sync_every: int) -> int:
         """Least bound (in steps) that cannot stall: the longest block's span plus the wait for a publication."""
-        spans = [
-            self.last_step(origin, j, rows) - self.first_step(origin, j, rows) for j in range(self.blocks(origin, rows))
-        ]
-        return max(spans, default=0) + sync_every
+        spans = self.last_steps(origin, rows) - self.first_steps(origin, rows)
+        return int(spans.max(initial=0)) + sync_every

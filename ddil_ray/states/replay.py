@@ -25,6 +25,10 @@ class ReplayBuffer:
     | draw at step n | rows with version >= 0 and n - version > max_staleness leave first (`expired`) |
     | reuse reached | the row leaves |
 
+    Rows lie in slots: one is copied as it enters and as it is drawn, and stays where it is in between. A slot that is
+    freed is the next to be filled. A step moves the bytes that it adds and draws, however many rows are held; only the
+    few numbers known of every row are gone through.
+
     Raises:
         StaleStateError: `draw` finds no row that is young enough.
     """
@@ -32,52 +36,53 @@ class ReplayBuffer:
     def __init__(self, *, capacity: int, reuse: int = 1, max_staleness: int | None = None) -> None:
         self.capacity, self.reuse, self.max_staleness = capacity, reuse, max_staleness
         self.evicted = self.expired = self.received = self.drawn = 0
-        self._rows: StateBatch | None = None
-        self._uses = torch.zeros(0, dtype=torch.int64)
+        self._slots: StateBatch | None = None
+        # Of every row in order of arrival its slot and its uses; and the slots without a row.
+        self._held, self._uses, self._free = torch.zeros(3, 0, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return len(self._uses)
+        return len(self._held)
+
+    def clear(self) -> None:
+        """Forget every row; a new phase starts."""
+        self._slots = None
+        self._held, self._uses, self._free = torch.zeros(3, 0, dtype=torch.int64)
 
     def add(self, batch: StateBatch) -> None:
-        """Append rows."""
+        """Append rows, of the shapes of those that are held."""
         self.received += len(batch)
-        self._rows = batch if self._rows is None else StateBatch.cat([self._rows, batch])
-        self._uses = torch.cat([self._uses, torch.zeros(len(batch), dtype=torch.int64)])
-        excess = len(self) - self.capacity
-        if excess > 0:
-            self.evicted += excess
-            self._keep(torch.arange(len(self)) >= excess)
+        excess = max(0, len(self) + len(batch) - self.capacity)
+        self.evicted += excess
+        oldest = min(excess, len(self))
+        self._keep(torch.arange(len(self)) >= oldest)
+        self._append(batch[excess - oldest :], torch.zeros(len(batch) - (excess - oldest), dtype=torch.int64))
 
     def draw(self, count: int, *, step: int, generator: torch.Generator) -> StateBatch:
         """`count` rows for the batch of `step`; fewer are held: some come twice."""
         self._expire(step)
-        if self._rows is None or len(self) == 0:
+        if self._slots is None or len(self) == 0:
             raise StaleStateError(
                 f"`replay` must hold a state at most {self.max_staleness} steps old at step {step}, but holds none. "
                 "Raise `replay.max_staleness`, lower `sync.every`, or lower `replay.reuse`."
             )
         self.drawn += count
         chosen = self._choose(count, generator)
-        batch = self._rows[chosen]
+        batch = self._slots[self._held[chosen]]
         self._uses.index_add_(0, chosen, torch.ones_like(chosen))
         self._keep(self._uses < self.reuse)
         return batch
 
-    def clear(self) -> None:
-        """Forget every row; a new phase starts."""
-        self._rows, self._uses = None, torch.zeros(0, dtype=torch.int64)
-
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the same draws."""
-        columns = None if self._rows is None else self._rows.to_columns()
+        columns = None if self._slots is None else self._slots[self._held].to_columns()
         counters = {n: getattr(self, n) for n in ("evicted", "expired", "received", "drawn")}
         return {"columns": columns, "uses": self._uses.clone(), **counters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        columns = state["columns"]
-        self._rows = None if columns is None else StateBatch.from_columns(columns)
-        self._uses = state["uses"].clone()
+        self.clear()
+        if state["columns"] is not None:
+            self._append(StateBatch.from_columns(state["columns"]), state["uses"])
         for name in ("evicted", "expired", "received", "drawn"):
             setattr(self, name, state[name])
 
@@ -89,14 +94,36 @@ class ReplayBuffer:
         return torch.randint(len(self), (count,), generator=generator)
 
     def _expire(self, step: int) -> None:
-        if self.max_staleness is None or self._rows is None:
+        if self.max_staleness is None or self._slots is None:
             return
-        version = self._rows.version
+        version = self._slots.version[self._held]
         young = (version < 0) | (step - version <= self.max_staleness)
-        if not bool(young.all()):
-            self.expired += int((~young).sum())
-            self._keep(young)
+        self.expired += int((~young).sum())
+        self._keep(young)
 
     def _keep(self, mask: Tensor) -> None:
-        if self._rows is not None and not bool(mask.all()):
-            self._rows, self._uses = self._rows[mask], self._uses[mask]
+        """Keep the rows that `mask` (len(self),) marks, and free the slots of the others."""
+        if not bool(mask.all()):
+            self._free = torch.cat([self._free, self._held[~mask]])
+            self._held, self._uses = self._held[mask], self._uses[mask]
+
+    def _append(self, rows: StateBatch, uses: Tensor) -> None:
+        """Copy `rows` into free slots, the newest freed first."""
+        storage = self._reserve(rows)
+        self._free, slots = self._free.tensor_split([len(self._free) - len(rows)])
+        for name, part in vars(rows).items():
+            getattr(storage, name).index_copy_(0, slots, part)
+        self._held, self._uses = torch.cat([self._held, slots]), torch.cat([self._uses, uses])
+
+    def _reserve(self, rows: StateBatch) -> StateBatch:
+        """All slots, with free ones for `rows`: where they lack, their number at least doubles, up to the capacity."""
+        slots = rows[:0] if self._slots is None else self._slots
+        have, lack = len(slots), len(rows) - len(self._free)
+        if lack > 0:
+            more = max(lack, min(have, self.capacity - have))
+            grown = StateBatch(**{n: part.new_empty(have + more, *part.shape[1:]) for n, part in vars(slots).items()})
+            for name, part in vars(slots).items():
+                getattr(grown, name)[:have] = part
+            self._free, slots = torch.cat([self._free, torch.arange(have, have + more)]), grown
+        self._slots = slots
+        return slots

@@ -6,6 +6,7 @@ any process can make them, twice the same. To add a source: a member of `Origin`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -105,7 +106,7 @@ def forward_states(context: SourceContext, phase: Phase, request: StateRequest) 
     generator, size = request.generator(), len(context.images)
     position = request.index * request.rows + np.arange(request.rows)
     rows = torch.from_numpy(_epoch_order(request.seed, position, size))
-    x_0 = context.images[rows]
+    x_0 = context.images.index_select(0, rows)
     t = phase.law.quantile(torch.rand(request.rows, generator=generator, dtype=torch.float64))
     eps = torch.randn(x_0.shape, generator=generator)
     w = context.conditions.draw_guidance(request.rows, generator)
@@ -120,9 +121,16 @@ def _epoch_order(seed: int, position: np.ndarray, size: int) -> np.ndarray:
     rows = np.empty_like(position)
     for epoch in np.unique(position // size):
         inside = position // size == epoch
-        order = np.random.default_rng((seed, int(epoch))).permutation(size)
-        rows[inside] = order[position[inside] % size]
+        rows[inside] = _order_of(seed, int(epoch), size)[position[inside] % size]
     return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _order_of(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of one epoch; kept, since an epoch is many blocks, and two of them may meet in one."""
+    order = np.random.default_rng((seed, epoch)).permutation(size)
+    order.flags.writeable = False
+    return order
 
 
 def student_rollouts(context: SourceContext, phase: Phase, request: StateRequest) -> States:

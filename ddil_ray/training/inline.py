@@ -18,18 +18,18 @@ from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.source import StateRequest
 from ddil_ray.training.cadence import Cadence
+from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.learner import Learner, round_models
 from ddil_ray.training.loop import TrainingLoop
-from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.placement import actor_networks, frozen, trained
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Ingredients, Recipe
-from ddil_ray.training.weights import FlatWeights, flatten_weights
+from ddil_ray.training.wire import FlatWeights, flatten_weights
 
 if TYPE_CHECKING:
     from ddil_ray.training.shift import ShiftMeter
 
-__all__ = ["InlineResult", "distill_inline", "requests"]
+__all__ = ["InlineResult", "distill_inline", "requests", "state_maker"]
 
 
 @dataclass
@@ -129,7 +129,7 @@ def distill_inline(
     made = recipe.ingredients(teacher=teacher, data=data)
     teacher, data, objective = made.teacher, made.data, made.objective
     student = student or recipe.student_of(teacher)
-    maker = _maker(recipe, made, student, device)
+    maker = state_maker(recipe, made, student, device)
     assert maker.expert is not None
     learning = trained(student.copy(), recipe.config, device)
     hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher)
@@ -155,7 +155,7 @@ def distill_inline(
     return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
 
 
-def _maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: torch.device | str) -> StateMaker:
+def state_maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: torch.device | str) -> StateMaker:
     """Makes the states of every source, and holds the expert that labels them."""
     config = recipe.config
     expert, acting = actor_networks(
@@ -175,7 +175,7 @@ def _maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: t
         student=acting,
         expert=expert,
         mixing=recipe.mixing,
-        autocast=PRECISIONS[config.trainer.precision],
+        autocast=recipe.rollout_autocast,
         device=device,
     )
 
@@ -193,20 +193,27 @@ def _blocks(
 ) -> Iterator[StateBatch]:
     """The labelled blocks of `origin` in the order that the loop takes them; adds to `seconds` what each part took."""
     assert maker.expert is not None
-    for request in requests(recipe, origin, plans):
+    expert, kept = (
+        maker.expert,
+        kept_blocks(recipe, origin, maker.conditions.pool, folder=recipe.config.teacher_rollouts.keep_at),
+    )
+
+    def labelled(request: StateRequest) -> StateBatch:
         started = time.perf_counter()
         states = maker.make(request)
         made = time.perf_counter()
-        labelled = maker.expert.label(maker.objective, states, maker.device)
+        block = expert.label(maker.objective, states, maker.device)
         seconds["rollout"] += made - started
         seconds["label"] += time.perf_counter() - made
-        yield labelled
+        return block
+
+    for request in requests(recipe, origin, plans):
+        yield labelled(request) if kept is None else kept.block(request, expert, labelled)
 
 
 def requests(recipe: Recipe, origin: Origin, plans: list[ConsumptionPlan]) -> Iterator[StateRequest]:
     """What `origin` is asked for in a run, in order; the same as a Ray run of one worker asks for."""
     rows = recipe.rows_per_block(origin)
     for phase, plan in enumerate(plans):
-        for index in range(plan.blocks(origin, rows)):
-            progress = plan.progress(origin, index, rows)
+        for index, progress in enumerate(plan.progress(origin, rows).tolist()):
             yield StateRequest(origin, phase, index, rows, recipe.config.seed, progress)

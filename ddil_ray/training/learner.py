@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.models.model import DiffusionModel
-from ddil_ray.objectives.objective import LossOutput, Objective, Parallel
+from ddil_ray.objectives.objective import LossOutput, Metrics, Objective
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Phase
 from ddil_ray.training.optimizer import PRECISIONS, NetworkOptimizer, OptimizerSettings
+from ddil_ray.training.parallel import Alone
 from ddil_ray.training.weights import WeightAverage, load_trained_state, trained_state
 
 __all__ = ["Learner", "round_models"]
@@ -27,7 +28,7 @@ class Learner:
         student: model whose network is trained, already on its device.
         objective: the method, equipped if it asks in the trainer.
         settings: optimizer settings.
-        parallel: wraps a network for data parallelism (Ray Train's `prepare_model`); identity by default.
+        parallel: how networks are spread over the processes that train together.
     """
 
     def __init__(
@@ -36,13 +37,14 @@ class Learner:
         objective: Objective,
         settings: OptimizerSettings,
         *,
-        parallel: Parallel = lambda network: network,
+        parallel: Alone | None = None,
     ) -> None:
         self.student, self.objective, self.settings = student, objective, settings
-        self._parallel = parallel
-        self._forward_network = parallel(student.network)
+        self.parallel = parallel or Alone()
+        self._forward_network = self.parallel.wrap(student.network)
         self.phase = objective.phases[0]
         self.rounds: dict[int, dict[str, torch.Tensor]] = {}
+        """Whole averaged weights of every finished phase by its number of student steps, on the CPU; of rank 0."""
         self.device = next(student.network.parameters()).device
         self._restart()
 
@@ -55,13 +57,21 @@ class Learner:
         self._restart()
 
     def finish(self) -> None:
-        """Keep the averaged weights as the result of this phase, by its number of student steps."""
-        weights = self.ema.weights()
-        self.rounds[self.phase.student_steps] = {k: v.cpu().clone() for k, v in weights.items()}
+        """Keep the averaged weights as the result of this phase; every rank must call."""
+        weights = self.parallel.gather(self.ema.weights())
+        if weights is not None:
+            self.rounds[self.phase.student_steps] = {k: v.cpu().clone() for k, v in weights.items()}
+
+    def published(self) -> dict[str, torch.Tensor] | None:
+        """The student's trained weights by name, whole, as they are now; None but on rank 0. Every rank must call.
+
+        They share the network's memory where it is not cut up, and are on the CPU where it is.
+        """
+        return self.parallel.gather(trained_state(self.student.network))
 
     def _restart(self) -> None:
         settings = self.settings
-        self.objective.start(self.student.network, self.phase, self._parallel)
+        self.objective.start(self.student.network, self.phase, self.parallel)
         device = "cpu" if settings.ema_offload else None
         self.ema = WeightAverage(self.student.network, decay=settings.ema_decay, device=device)
         self.optimizers = {"student": NetworkOptimizer(self.student.network.parameters(), settings)}
@@ -70,30 +80,34 @@ class Learner:
             lr = self.objective.critic_lr or settings.lr
             self.optimizers["critic"] = NetworkOptimizer(critic.parameters(), replace(settings, lr=lr))
 
-    def update(self, batch: StateBatch, generator: torch.Generator | None = None) -> dict[str, float]:
-        """One step on labelled states; returns metrics. `generator` (CPU) gives the objective's noise.
+    def update(self, batch: StateBatch, generator: torch.Generator | None = None) -> Metrics:
+        """One step on labelled states, which are on the CPU; `generator` (CPU) gives the objective's noise.
+
+        The device is waited for once: before anything moves, the losses must be finite.
 
         Raises:
             RunFailedError: a loss is not finite.
         """
+        metrics: Metrics = {**_by_origin(batch), "lr": self.optimizers["student"].lr}
+        origins = batch.origin
         batch = batch.to(self.device)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         outputs: list[LossOutput] = []
         parts = torch.arange(len(batch)).chunk(self.settings.accumulate)
         for i, rows in enumerate(parts):
-            with contextlib.nullcontext() if i == len(parts) - 1 else self._no_sync():
+            with contextlib.nullcontext() if i == len(parts) - 1 else self._without_exchange():
                 outputs.append(self._backward(batch[rows], len(rows) / len(batch), generator))
-        metrics = {**outputs[-1].metrics, **_by_origin(batch), "lr": self.optimizers["student"].lr}
         _check_finite(outputs)
+        metrics |= outputs[-1].metrics
         losses = [output.per_row for output in outputs if output.per_row is not None]
         if losses:
-            metrics |= _losses_by_origin(torch.cat(losses), batch)
+            metrics |= _losses_by_origin(torch.cat(losses), origins)
             metrics["grad_norm"] = self.optimizers["student"].step()
             self.ema.update_parameters(self.student.network)
-        criticism = [float(output.critic_loss.detach()) for output in outputs if output.critic_loss is not None]
+        criticism = [output.critic_loss.detach() for output in outputs if output.critic_loss is not None]
         if criticism:
-            metrics["critic/loss"] = sum(criticism) / len(criticism)
+            metrics["critic/loss"] = torch.stack(criticism).mean()
             metrics["critic/grad_norm"] = self.optimizers["critic"].step()
         for optimizer in self.optimizers.values():
             optimizer.advance()
@@ -110,14 +124,9 @@ class Learner:
                 self.optimizers[role].backward(loss * share)
         return output
 
-    @contextlib.contextmanager
-    def _no_sync(self) -> Iterator[None]:
-        """Leave out the gradient exchange of all but the last micro-batch, where there is one to leave out."""
-        with contextlib.ExitStack() as stack:
-            for network in (self._forward_network, self.objective.critic):
-                no_sync: Any = getattr(network, "no_sync", contextlib.nullcontext)
-                stack.enter_context(no_sync())
-            yield
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        """Leave out the exchange of gradients of all but the last micro-batch."""
+        return self.parallel.without_exchange(self._forward_network, self.objective.critic)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact continuation needs."""
@@ -159,6 +168,8 @@ def _check_finite(outputs: Sequence[LossOutput]) -> None:
         "losses of the student": [o.loss.detach()[None] for o in outputs if o.loss is not None],
         "losses of the critic": [o.critic_loss.detach()[None] for o in outputs if o.critic_loss is not None],
     }
+    if bool(torch.stack([tensor.isfinite().all() for tensors in parts.values() for tensor in tensors]).all()):
+        return
     for what, tensors in parts.items():
         wrong = [not ok for tensor in tensors for ok in tensor.isfinite().tolist()]
         if any(wrong):
@@ -168,21 +179,23 @@ def _check_finite(outputs: Sequence[LossOutput]) -> None:
             )
 
 
-def _losses_by_origin(losses: torch.Tensor, batch: StateBatch) -> dict[str, float]:
+def _losses_by_origin(losses: torch.Tensor, origins: torch.Tensor) -> Metrics:
     """Mean loss, and that of every source's rows."""
-    parts = {origin: losses[batch.origin == origin] for origin in Origin}
-    return {"loss": float(losses.mean())} | {
-        f"loss/{origin.label}": float(part.mean()) for origin, part in parts.items() if len(part)
-    }
-
-
-def _by_origin(batch: StateBatch) -> dict[str, float]:
-    """Share and law of t of every source's rows."""
-    metrics = {}
+    metrics: Metrics = {"loss": losses.mean()}
     for origin in Origin:
-        rows = batch.origin == origin
-        if bool(rows.any()):
-            metrics[f"states/share_{origin.label}"] = float(rows.float().mean())
-            for quarter, share in enumerate(torch.histc(batch.t[rows].float(), 4, 0, 1) / int(rows.sum())):
-                metrics[f"states/t_{origin.label}/quarter_{quarter + 1}"] = float(share)
+        rows = (origins == origin).nonzero().squeeze(1)
+        if len(rows):
+            metrics[f"loss/{origin.label}"] = losses[rows.to(losses.device)].mean()
+    return metrics
+
+
+def _by_origin(batch: StateBatch) -> Metrics:
+    """Share and law of t of every source's rows."""
+    metrics: Metrics = {}
+    for origin in Origin:
+        t = batch.t[batch.origin == origin]
+        if len(t):
+            metrics[f"states/share_{origin.label}"] = len(t) / len(batch)
+            for quarter, share in enumerate((torch.histc(t.float(), 4, 0, 1) / len(t)).tolist()):
+                metrics[f"states/t_{origin.label}/quarter_{quarter + 1}"] = share
     return metrics

@@ -15,12 +15,16 @@ from typing import Any, Protocol
 import torch
 
 from ddil_ray.errors import StaleStateError
+from ddil_ray.objectives.objective import Metrics
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.replay import ReplayBuffer
+from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.learner import Learner
 
 __all__ = ["Feed", "Hooks", "LoopSettings", "TrainingLoop"]
+
+_SEEDS_APART = 1_000_003
 
 Feed = Callable[[], StateBatch]
 """Gives the next block of labelled rows of one source, in order; blocks until it is there."""
@@ -72,8 +76,10 @@ class TrainingLoop:
     settings: LoopSettings
     step: int = 0
     """Updates done so far, over all phases."""
+    stretch: Stretch = field(default_factory=lambda: Stretch(1))
+    """That `plans` are those of."""
     _taken: dict[Origin, int] = field(default_factory=dict)
-    _waited_s: float = 0.0
+    _waited_s: dict[Origin, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -83,6 +89,7 @@ class TrainingLoop:
             for origin in self.feeds
         }
         self._taken = dict.fromkeys(self.feeds, 0)
+        self._waited_s = dict.fromkeys(self.feeds, 0.0)
 
     @property
     def total_steps(self) -> int:
@@ -125,7 +132,7 @@ class TrainingLoop:
             while self._taken[origin] < needed:
                 started = time.perf_counter()
                 block = self.feeds[origin]()
-                self._waited_s += time.perf_counter() - started
+                self._waited_s[origin] += time.perf_counter() - started
                 self._check(block, origin, phase)
                 self.buffers[origin].add(block)
                 self._taken[origin] += len(block)
@@ -161,9 +168,9 @@ class TrainingLoop:
         if self.step % s.checkpoint_every == 0 and self.step < self.total_steps:
             self.hooks.checkpoint(self.step, self.state_dict())
 
-    def take_waited_s(self) -> float:
-        """Seconds spent waiting for blocks since the last call."""
-        waited, self._waited_s = self._waited_s, 0.0
+    def take_waited_s(self) -> dict[Origin, float]:
+        """Seconds spent waiting for blocks of each source since the last call."""
+        waited, self._waited_s = self._waited_s, dict.fromkeys(self.feeds, 0.0)
         return waited
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,6 +178,8 @@ class TrainingLoop:
         return {
             "step": self.step,
             "learner": self.learner.state_dict(),
+            "stretch": self.stretch.state_dict(),
+            "held": self.stretch.workers * sum(len(buffer) for buffer in self.buffers.values()),
             "rank": {
                 "generator": self.generator.get_state(),
                 "torch": torch.get_rng_state(),
@@ -180,9 +189,16 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the feeds must go on behind the blocks taken."""
+        """Restore what `state_dict` gave; the feeds must go on behind the blocks taken.
+
+        Without what belongs to a rank, where there are as many workers as before, buffers stay empty: the plans must
+        begin here.
+        """
         self.step = state["step"]
         self.learner.load_state_dict(state["learner"])
+        if "rank" not in state:
+            self.generator.manual_seed(_SEEDS_APART * self.step + self.generator.initial_seed())
+            return
         rank = state["rank"]
         self.generator.set_state(rank["generator"])
         torch.set_rng_state(rank["torch"])
@@ -197,12 +213,12 @@ class _Window:
 
     started: float = field(default_factory=time.perf_counter)
     rows: int = 0
-    metrics: dict[str, list[float]] = field(default_factory=dict)
+    metrics: dict[str, list[float | torch.Tensor]] = field(default_factory=dict)
     staleness: list[torch.Tensor] = field(default_factory=list)
     loss: float | None = None
     """Of the last record; stands in where the student rested all the while."""
 
-    def add(self, batch: StateBatch, metrics: dict[str, float], staleness: torch.Tensor) -> None:
+    def add(self, batch: StateBatch, metrics: Metrics, staleness: torch.Tensor) -> None:
         self.rows += len(batch)
         self.staleness.append(staleness)
         for name, value in metrics.items():
@@ -213,13 +229,15 @@ class _Window:
         seconds = max(now - self.started, 1e-9)
         # A source without rows in a step has a share of 0 there, and no other figure.
         over = {name: len(self.staleness) if name.startswith("states/share_") else None for name in self.metrics}
-        record = {name: sum(values) / (over[name] or len(values)) for name, values in self.metrics.items()}
+        record = {name: float(sum(values)) / (over[name] or len(values)) for name, values in self.metrics.items()}
         self.loss = record.get("loss", self.loss)
         if self.loss is not None:
             record["loss"] = self.loss
         record |= {"step": loop.step, "total_steps": loop.total_steps, "phase": phase}
         record["throughput/samples_per_s"] = self.rows / seconds
-        record["trainer/stall_share"] = min(1.0, loop.take_waited_s() / seconds)
+        waited = {origin.label: min(1.0, s / seconds) for origin, s in loop.take_waited_s().items()}
+        record |= {f"trainer/stall_share/{name}": share for name, share in waited.items()}
+        record["trainer/stall_share"] = min(1.0, sum(waited.values()))
         ages = torch.cat(self.staleness)
         if len(ages):
             record["staleness/p50"] = float(ages.double().median())

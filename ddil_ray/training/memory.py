@@ -4,7 +4,8 @@ The run's own code is run on tensors without memory (`tally`): an update of the 
 network passes of rollouts, labels and samples, whose peak later passes repeat. So the estimate follows whatever the
 code does. Not counted: what libraries allocate inside an operation, convolutions apart; the CUDA context and its
 allocator's gaps; feature networks of evaluation. `trainer.compile` is left out, as it tends to need less, and so is
-`trainer.channels_last`, which was measured to need 3 to 8 % more.
+`trainer.channels_last`, which was measured to need 3 to 8 % more. Where `trainer.parallel` cuts networks up, a worker's
+part of them is counted, and not the block that is whole while it is called.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,40 +29,21 @@ from ddil_ray.models.model import DiffusionModel
 from ddil_ray.prompts import Embeddings, Prompts
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
+from ddil_ray.trained import trained_state
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import NetworkOptimizer, reserve_moments
 from ddil_ray.training.placement import actor_networks, teaching, trained
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, Expert, StateMaker
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
+from ddil_ray.training.role_memory import RoleMemory
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.tally import TensorTally
+from ddil_ray.training.wire import WIRE_DTYPES, travelling_bytes
 
-__all__ = ["RoleMemory", "estimate", "shared_bytes"]
+__all__ = ["ImaginedRole", "RoleMemory", "estimate", "imagined_learner", "shared_bytes"]
 
 _PASSES = 2
 """Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
-
-
-@dataclass(frozen=True)
-class RoleMemory:
-    """Bytes of one actor of a role, by part."""
-
-    parts: dict[str, int]
-    """At the peak, on the device that computes."""
-    host: dict[str, int] = field(default_factory=dict)
-    """In the CPU's memory, whatever computes."""
-    gpu: bool = False
-    """Whether a GPU computes."""
-
-    @property
-    def device_bytes(self) -> int:
-        """At the peak, on the device that computes; all of it where that is the CPU."""
-        return sum(self.parts.values()) + (0 if self.gpu else sum(self.host.values()))
-
-    @property
-    def host_bytes(self) -> int:
-        """In the CPU's memory where a GPU computes."""
-        return sum(self.host.values()) if self.gpu else 0
 
 
 def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ()) -> dict[str, RoleMemory]:
@@ -83,7 +65,7 @@ def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ())
     if recipe.config.evaluation.enabled:
         roles["evaluation"] = _evaluation
     with torch.random.fork_rng(devices=[]):
-        return {name: role(_Stage(recipe, made, gpu=name in on_gpu)) for name, role in roles.items()}
+        return {name: role(ImaginedRole(recipe, made, gpu=name in on_gpu)) for name, role in roles.items()}
 
 
 def shared_bytes(made: Ingredients) -> dict[str, int]:
@@ -92,7 +74,7 @@ def shared_bytes(made: Ingredients) -> dict[str, int]:
     return {"data": _bytes(made.data.images) + _bytes(made.data.labels), "published weights": 2 * weights}
 
 
-class _Stage:
+class ImaginedRole:
     """What a role is made of without memory, and what counts it."""
 
     def __init__(self, recipe: Recipe, made: Ingredients, *, gpu: bool) -> None:
@@ -185,14 +167,16 @@ class _Stage:
         return RoleMemory(parts, {**(host or {}), **beside, **prompts}, self.gpu)
 
 
-def _trainer(stage: _Stage) -> RoleMemory:
+def imagined_learner(stage: ImaginedRole) -> tuple[Learner, StateBatch]:
+    """The learner of a trainer worker, and a batch of its states."""
     recipe, trainer, objective = stage.recipe, stage.config.trainer, copy.copy(stage.made.objective)
     teacher, student = stage.networks()
     with stage.tally.building():
         trained(student, stage.config, "cpu")
         if objective.asks_in_trainer:
             teacher = teaching(teacher, stage.config, "cpu")
-            recipe.equip(objective, teacher, stage.images, stage.labels)
+    recipe.equip(objective, teacher, stage.images, stage.labels)  # may calibrate a threshold, on real samples
+    with stage.tally.building():
         learner = Learner(student, objective, recipe.optimizer_settings())
     stage.name("teacher", teacher if objective.asks_in_trainer else None)
     stage.name("student", student)
@@ -201,18 +185,35 @@ def _trainer(stage: _Stage) -> RoleMemory:
     for kept in vars(objective).values():
         stage.name("target", kept if isinstance(kept, nn.Module) else None)
     stage.tally.name_rest("average")
-    rows = trainer.batch_size // trainer.num_workers
-    batch = stage.states(rows, labelled=not objective.asks_in_trainer)
+    rows = trainer.batch_size // trainer.workers[0]
+    return learner, stage.states(rows, labelled=not objective.asks_in_trainer)
+
+
+def _trainer(stage: ImaginedRole) -> RoleMemory:
+    trainer = stage.config.trainer
+    learner, batch = imagined_learner(stage)
     for optimizer in learner.optimizers.values():
         _settle(optimizer, stage)
     with stage.counting():
         stage.tally.restart()
         learner.update(batch, torch.Generator().manual_seed(0))
     offloaded = ("average",) if getattr(trainer, "ema_offload", False) else ()
-    return stage.memory({"replay": _replay_bytes(stage, rows, batch)}, offloaded=offloaded)
+    memory = stage.memory({"replay": _replay_bytes(stage, len(batch), batch)}, offloaded=offloaded)
+    cut = trainer.parallel == "fsdp"
+    if cut:
+        memory = memory.cut(trainer.workers[0])
+    # The last publication is kept in the CPU's memory, and the next is copied while the trainer goes on: where the
+    # weights lie, which is there too where they are cut up and gathered.
+    on_device, wire = stage.gpu and not cut, WIRE_DTYPES[stage.config.sync.dtype]
+    published = travelling_bytes(trained_state(learner.student.network).values(), float32_as=wire)
+    return replace(
+        memory,
+        parts={**memory.parts, **({"publication": published} if on_device else {})},
+        host={**memory.host, "publications": (1 if on_device else 2) * published},
+    )
 
 
-def _settle(optimizer: NetworkOptimizer, stage: _Stage) -> None:
+def _settle(optimizer: NetworkOptimizer, stage: ImaginedRole) -> None:
     """Bring an optimizer to where it has been used before, and let gradients be told apart."""
     with stage.tally.building():
         reserve_moments(optimizer)
@@ -226,8 +227,9 @@ def _settle(optimizer: NetworkOptimizer, stage: _Stage) -> None:
             group["foreach"] = True
 
 
-def _states(origin: Origin, stage: _Stage) -> RoleMemory:
-    fused = stage.config.labels.placement == "fused"
+def _states(origin: Origin, stage: ImaginedRole) -> RoleMemory:
+    kept = origin is Origin.TEACHER and stage.config.teacher_rollouts.keep_rows is not None
+    fused = stage.config.labels.placement == "fused" or kept
     expert, student = stage.expert(acts=origin in USES_STUDENT, asked=fused or origin in USES_TEACHER)
     rows = stage.recipe.rows_per_block(origin)
     maker = StateMaker(
@@ -238,7 +240,7 @@ def _states(origin: Origin, stage: _Stage) -> RoleMemory:
         student=student,
         expert=expert,
         mixing=stage.recipe.mixing,
-        autocast=expert.autocast,
+        autocast=stage.recipe.rollout_autocast,
     )
     for phase in range(len(stage.made.objective.phases)):
         expert.begin(phase, promoted=phase > 0 and expert.student is not None)
@@ -249,13 +251,13 @@ def _states(origin: Origin, stage: _Stage) -> RoleMemory:
     return stage.memory()
 
 
-def _labels(origin: Origin, stage: _Stage) -> RoleMemory:
+def _labels(origin: Origin, stage: ImaginedRole) -> RoleMemory:
     expert, _ = stage.expert(acts=False)
     _label(stage, expert, stage.recipe.rows_per_block(origin))
     return stage.memory()
 
 
-def _label(stage: _Stage, expert: Expert, rows: int) -> None:
+def _label(stage: ImaginedRole, expert: Expert, rows: int) -> None:
     """The first part of a block, which is the largest, by the teacher that is guided."""
     expert.begin(0, promoted=False)
     states = stage.states(rows, labelled=False)
@@ -263,17 +265,17 @@ def _label(stage: _Stage, expert: Expert, rows: int) -> None:
         expert.label(stage.made.objective, states[slice(0, stage.config.labels.batch_size)], "cpu")
 
 
-def _shift(stage: _Stage) -> RoleMemory:
+def _shift(stage: ImaginedRole) -> RoleMemory:
     expert, student = stage.expert(acts=True)
     assert student is not None
     conditions = Conditions(stage.labels, stage.recipe.guidance)
     with stage.counting(expert.teacher):
         meter = ShiftMeter(stage.recipe, stage.made.objective, student, images=stage.images, conditions=conditions)
-        meter.probe.start(stage.made.objective.phases[0], expert.denoiser)
+        meter.probe.start(stage.made.objective.phases[0], expert.asked_in(meter.autocast))
     return stage.memory()
 
 
-def _evaluation(stage: _Stage) -> RoleMemory:
+def _evaluation(stage: ImaginedRole) -> RoleMemory:
     objective, settings = stage.made.objective, stage.config.evaluation
     measured = [p for p in objective.phases if p.student_steps in settings.steps] if objective.fixed_steps else [None]
     teacher, student = stage.networks()
@@ -304,7 +306,7 @@ def _evaluation(stage: _Stage) -> RoleMemory:
     return stage.memory()
 
 
-_Role = Callable[[_Stage], RoleMemory]
+_Role = Callable[[ImaginedRole], RoleMemory]
 
 
 class _EnoughError(Exception):
@@ -354,7 +356,7 @@ def _cached_bytes(prompts: Prompts) -> int:
     return min(prompts.cache_bytes, len(prompts.source) * row)
 
 
-def _replay_bytes(stage: _Stage, rows: int, batch: StateBatch) -> int:
+def _replay_bytes(stage: ImaginedRole, rows: int, batch: StateBatch) -> int:
     """Of every source's buffer: rows drawn again, and a block."""
     replay, row = stage.config.replay, sum(_bytes(part) for part in vars(batch).values()) // rows
     blocks = [stage.recipe.rows_per_block(origin) for origin in stage.recipe.priors.origins]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.shards import part_of, whole
 
 __all__ = [
     "DECAYS",
@@ -127,7 +128,8 @@ class NetworkOptimizer:
     def step(self) -> float:
         """Move along the gradients, clipped; returns their norm before clipping."""
         self.scaler.unscale_(self.adam)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         self.scaler.step(self.adam)
         self.scaler.update()
         return float(norm)
@@ -141,9 +143,19 @@ class NetworkOptimizer:
         return {name: getattr(self, name).state_dict() for name in ("adam", "schedule", "scaler")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        for name in ("adam", "schedule", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
+        """Restore what `state_dict` gave, whole or in parts."""
+        moments = {i: self._like_parameter(i, kept) for i, kept in state["adam"]["state"].items()}
+        self.adam.load_state_dict({**state["adam"], "state": moments})
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _like_parameter(self, index: int, kept: dict[str, Any]) -> dict[str, Any]:
+        """What is as large as a parameter, cut as it is."""
+        parameter = self.parameters[index]
+        return {
+            name: part_of(value, parameter) if getattr(value, "shape", None) == parameter.shape else value
+            for name, value in kept.items()
+        }
 
 
 def reserve_moments(optimizer: NetworkOptimizer) -> None:

@@ -83,7 +83,7 @@ def actor_networks(
         teacher = _without_memory(teacher)
         later = _without_memory(later) if later is not None else None
     acting = frozen(student, config, device) if acts else None
-    return Expert(teacher, later, threshold, PRECISIONS[config.trainer.precision]), acting
+    return Expert(teacher, later, threshold, PRECISIONS[config.labels.precision or config.trainer.precision]), acting
 
 
 def check_placement(teacher: DiffusionModel, config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from ddil_ray.objectives.objective import Objective
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
-from ddil_ray.training.weights import FlatWeights, load_weights
+from ddil_ray.training.wire import FlatWeights, load_weights
 
 __all__ = ["USES_STUDENT", "USES_TEACHER", "Expert", "StateMaker"]
 
@@ -32,6 +33,7 @@ class Expert:
     """Architecture of later teachers, whose weights are replaced; None where the given one teaches to the end."""
     threshold: Threshold
     autocast: torch.dtype | None = None
+    """Of labels."""
     phase: int = 0
 
     def enter(self, phase: int, weights: FlatWeights | None) -> None:
@@ -48,11 +50,20 @@ class Expert:
     _promoted: bool = field(default=False, init=False)
 
     @property
-    def denoiser(self) -> Denoiser:
-        """Guided only while it is the given teacher: a student has learnt its guidance."""
+    def model(self) -> DiffusionModel:
+        """The network that teaches now."""
         model = self.student if self._promoted else self.teacher
         assert model is not None
-        return model.expert(guided=not self._promoted, threshold=self.threshold, autocast=self.autocast)
+        return model
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Guided only while it is the given teacher: a student has learnt its guidance."""
+        return self.asked_in(self.autocast)
+
+    def asked_in(self, autocast: torch.dtype | None) -> Denoiser:
+        """`denoiser` whose network runs in another precision."""
+        return self.model.expert(guided=not self._promoted, threshold=self.threshold, autocast=autocast)
 
     @torch.no_grad()
     def label(self, objective: Objective, states: StateBatch, device: torch.device | str) -> StateBatch:
@@ -74,7 +85,8 @@ class StateMaker:
     student: DiffusionModel | None = None
     expert: Expert | None = None
     mixing: Mixing = field(default_factory=Mixing)
-    autocast: torch.dtype | None = None
+    autocast: Mapping[Origin, torch.dtype | None] = field(default_factory=dict)
+    """Of rollouts, by origin; none where one is left out."""
     device: torch.device | str = "cpu"
     version: int = -1
     """Step at which the weights in `student` were published."""
@@ -87,20 +99,21 @@ class StateMaker:
 
     def make(self, request: StateRequest) -> StateBatch:
         """The states of `request`, without labels."""
+        autocast = self.autocast.get(request.origin)
         context = SourceContext(
             schedule=self.model.schedule,
             sample_shape=self.model.sample_shape,
             conditions=self.conditions,
             images=self.images,
-            student=self._student_denoiser(),
-            teacher=self.expert.denoiser if self.expert is not None else None,
+            student=self._student_denoiser(autocast),
+            teacher=self.expert.asked_in(autocast) if self.expert is not None else None,
             mixing=self.mixing,
             device=self.device,
         )
         version = self.version if request.origin in USES_STUDENT else -1
         return make_states(context, self.objective.phases[request.phase], request, version=version)
 
-    def _student_denoiser(self) -> Denoiser | None:
+    def _student_denoiser(self, autocast: torch.dtype | None) -> Denoiser | None:
         if self.student is None:
             return None
-        return self.objective.student_denoiser(self.student.denoiser(autocast=self.autocast))
+        return self.objective.student_denoiser(self.student.denoiser(autocast=autocast))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ddil_ray.config import Role, RunConfig
@@ -21,6 +23,7 @@ from ddil_ray.states.batch import Origin
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
+from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.checks import check_embeddings, check_exported_grid, check_imageless, discriminated_layer
 from ddil_ray.training.loop import LoopSettings
 from ddil_ray.training.optimizer import PRECISIONS, OptimizerSettings
@@ -120,45 +123,77 @@ class Recipe:
         """Rows that one request of `origin` makes."""
         return self.role_of(origin).batch_size
 
-    def plans(self, phases: int) -> list[ConsumptionPlan]:
-        """What one rank consumes in each phase."""
+    @property
+    def rollout_autocast(self) -> dict[Origin, torch.dtype | None]:
+        """What networks run in while they make the states of each source."""
+        named = {o: getattr(self.role_of(o), "precision", None) for o in Origin}
+        return {o: PRECISIONS[precision or self.config.trainer.precision] for o, precision in named.items()}
+
+    def most_actors(self, origin: Origin) -> int:
+        """Blocks of `origin` that can be at work at once: actors that make its states, and those that label them."""
+        pooled = self.config.labels.placement == "pool"
+        return self.role_of(origin).bounds[1] + (self.config.labels.bounds[1] if pooled else 0)
+
+    def plans(self, phases: int, stretch: Stretch | None = None) -> list[ConsumptionPlan]:
+        """What one rank consumes in each phase; of as many workers as may be, or of those of `stretch`."""
         trainer = self.config.trainer
+        stretch = stretch or Stretch(trainer.workers[1])
         return [
             ConsumptionPlan(
                 self.priors,
                 steps=trainer.steps,
-                batch_size=trainer.batch_size // trainer.num_workers,
+                batch_size=trainer.batch_size // stretch.workers,
                 seed=self.config.seed,
                 phase=phase,
                 reuse=self.config.replay.reuse,
+                begin=stretch.begin(phase, trainer.steps),
             )
             for phase in range(phases)
         ]
 
     def max_staleness(self, plans: list[ConsumptionPlan]) -> int:
-        """The bound in steps: the configured one, or twice the smallest that cannot stall.
+        """The bound in steps: the configured one, or the smallest that cannot stall and as much again.
+
+        More again where the blocks that are made at once, and those that may lie ready, last longer.
 
         Raises:
             ConfigError: the configured bound would make trainer and rollouts wait for each other for ever.
         """
-        sync = self.config.sync.every
-        spans = (
-            plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync)
-            for plan in plans
-            for o in plan.origins
-            if o in USES_STUDENT
-        )
-        smallest = max(spans, default=sync)
         bound = self.config.replay.max_staleness
         if bound is None:
-            return 2 * smallest
+            smallest = self._smallest_staleness(plans)
+            rolled_out = [(plan, o) for plan in plans for o in plan.origins if o in USES_STUDENT]
+            return smallest + max([smallest, *(self._steps_ahead(plan, o) for plan, o in rolled_out)])
+        self.check_staleness(plans, bound)
+        return bound
+
+    def check_staleness(self, plans: list[ConsumptionPlan], bound: int) -> None:
+        """Check that trainer and rollouts do not wait for each other for ever.
+
+        Raises:
+            ConfigError: they would with that `bound`.
+        """
+        smallest, sync = self._smallest_staleness(plans), self.config.sync.every
         if bound < smallest:
             raise ConfigError(
                 f"`replay.max_staleness` must be at least {smallest} steps here, but is {bound} instead: a block of "
                 f"`student_rollouts.batch_size` rows lasts {smallest - sync} steps, and weights are published every "
                 f"{sync}. Raise it, or lower `student_rollouts.batch_size` or `sync.every`."
             )
-        return bound
+
+    def _smallest_staleness(self, plans: list[ConsumptionPlan]) -> int:
+        sync = self.config.sync.every
+        rolled_out = [(plan, o) for plan in plans for o in plan.origins if o in USES_STUDENT]
+        return max(
+            (plan.smallest_staleness(o, rows=self.rows_per_block(o), sync_every=sync) for plan, o in rolled_out),
+            default=sync,
+        )
+
+    def _steps_ahead(self, plan: ConsumptionPlan, origin: Origin) -> int:
+        """Steps that all blocks last, on average, which may have been begun and not be needed yet."""
+        rows, taken = self.rows_per_block(origin), int(plan.fresh(origin)[-1])
+        blocks = self.most_actors(origin) / self.config.trainer.workers[1] + self.config.replay.ahead
+        return math.ceil(blocks * rows * plan.steps / taken) if taken else 0
 
     def optimizer_settings(self) -> OptimizerSettings:
         """The learner's settings."""

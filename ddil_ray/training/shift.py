@@ -43,7 +43,7 @@ from ddil_ray.states.source import Conditions, Phase
 from ddil_ray.training.optimizer import PRECISIONS
 from ddil_ray.training.producer import Expert
 from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import FlatWeights, load_weights
+from ddil_ray.training.wire import FlatWeights, load_weights
 
 __all__ = ["ProbeRows", "ShiftMeter", "ShiftProbe"]
 
@@ -220,7 +220,7 @@ class ShiftMeter:
         """The figures of the student with `weights`, published at `step`, in the phase that `expert` teaches."""
         load_weights(self.student.network, weights)
         if expert.phase != self._phase:
-            self.probe.start(self.objective.phases[expert.phase], expert.denoiser)
+            self.probe.start(self.objective.phases[expert.phase], expert.asked_in(self.autocast))
             self._phase = expert.phase
         student = self.objective.student_denoiser(self.student.denoiser(autocast=self.autocast))
         return {"step": step, "phase": expert.phase, **self.probe.measure(student)}

@@ -1,41 +1,21 @@
-"""A network's trained weights in the forms that they travel and are averaged in.
+"""The average of a network's trained weights.
 
 Which they are is said by `ddil_ray.trained`: all of them, or the adapters alone.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ddil_ray.shards import local, part_of
 from ddil_ray.trained import load_trained_state, named_trained, trained_state
 
-__all__ = ["FlatWeights", "WeightAverage", "flatten_weights", "load_trained_state", "load_weights", "trained_state"]
-
-FlatWeights = dict[str, np.ndarray]
-"""dtype name -> (n,) uint8 bytes of all trained tensors of that dtype, in state_dict order."""
-
-
-def flatten_weights(network: nn.Module) -> FlatWeights:
-    """Copy what is trained of `network` into flat buffers (a dict of arrays is 3 to 10 times slower to share)."""
-    groups: dict[str, list[Tensor]] = {}
-    for tensor in trained_state(network).values():
-        groups.setdefault(str(tensor.dtype), []).append(tensor.cpu().flatten())
-    return {dtype: torch.cat(parts).view(torch.uint8).numpy() for dtype, parts in groups.items()}
-
-
-@torch.no_grad()
-def load_weights(network: nn.Module, flat: FlatWeights) -> None:
-    """Copy `flat` into `network`, which must have the structure it was made from."""
-    offsets = dict.fromkeys(flat, 0)
-    for tensor in trained_state(network).values():
-        key, size = str(tensor.dtype), tensor.numel() * tensor.element_size()
-        start = offsets[key]
-        piece = np.array(flat[key][start : start + size])  # what Ray hands out is read-only
-        tensor.copy_(torch.from_numpy(piece).view(tensor.dtype).reshape(tensor.shape))
-        offsets[key] = start + size
+__all__ = ["WeightAverage", "load_trained_state", "trained_state"]
 
 
 class WeightAverage(AveragedModel):
@@ -51,7 +31,7 @@ class WeightAverage(AveragedModel):
         super().__init__(
             _Trained(network),
             device=None if device is None else torch.device(device),
-            multi_avg_fn=get_ema_multi_avg_fn(decay),
+            multi_avg_fn=_of_parts(get_ema_multi_avg_fn(decay)),
             use_buffers=True,
         )
 
@@ -59,9 +39,20 @@ class WeightAverage(AveragedModel):
         """Move the average towards the network `model`."""
         super().update_parameters(_Trained(model))
 
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Restore what `state_dict` gave, whole or in parts."""
+        mine = self.state_dict()
+        parts = {name: part_of(tensor, mine[name]) for name, tensor in state.items()}
+        return super().load_state_dict(parts, strict, assign)
+
     def weights(self) -> dict[str, Tensor]:
         """The average, as `trained_state`."""
         return {name.replace(_DOT, "."): tensor for name, tensor in self.module.state_dict().items()}
+
+
+def _of_parts(average: Callable[..., None]) -> Callable[..., None]:
+    """`average` of what this process keeps of the tensors."""
+    return lambda averaged, current, count: average([*map(local, averaged)], [*map(local, current)], count)
 
 
 _DOT = "/"
@@ -69,12 +60,12 @@ _DOT = "/"
 
 
 class _Trained(nn.Module):
-    """What is trained of a network, without the rest of it."""
+    """What is trained of a network, on the same memory, without the rest of it and without gradients."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         for name, tensor in named_trained(network):
             if isinstance(tensor, nn.Parameter):
-                self.register_parameter(name.replace(".", _DOT), tensor)
+                self.register_parameter(name.replace(".", _DOT), nn.Parameter(tensor.detach(), requires_grad=False))
             else:
                 self.register_buffer(name.replace(".", _DOT), tensor)

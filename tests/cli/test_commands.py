@@ -97,7 +97,7 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["distill", "train-teacher", "prepare", "sample", "evaluate", "export", "compare", "ablate", "demo"],
+    ["distill", "scale", "train-teacher", "prepare", "sample", "evaluate", "export", "compare", "ablate", "demo"],
 )
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
@@ -109,6 +109,7 @@ def test_every_command_explains_itself(capsys, command):
     ("name", "command"),
     [
         ("distill", "distill"),
+        ("scale", "scale"),
         ("train_teacher", "train-teacher"),
         ("prepare", "prepare"),
         ("sample", "sample"),

@@ -123,6 +123,12 @@ def test_pipeline_configs_load():
         ("teacher.guidance=[3,1]", r"low <= high, but is \[3.0, 1.0\]"),
         ("teacher.guidance=[1,3]", r"teacher.guidance must be one number unless the student is told it"),
         ("trainer.batch_size=10 trainer.num_workers=3", r"multiple of num_workers x accumulate \(3 x 1\), but is 10"),
+        ("trainer.parallel=zero", r"`trainer.parallel`: .*'ddp' or 'fsdp'"),
+        (
+            "trainer.parallel=fsdp trainer.optimizer=adamw_8bit",
+            r"optimizer must be adamw where parallel is fsdp, but is",
+        ),
+        ("trainer.parallel=fsdp trainer.channels_last=true", r"channels_last must be false where parallel is fsdp"),
         ("replay.capacity=10", r"replay.capacity must hold .*128 \+ 128, but is 10"),
         ("labels.placement=gpu", r"`labels.placement`: .*'fused' or 'pool'"),
         ("student_rollouts.num_actors=[4,2]", r"\[min, max\] with min <= max, but is \[4, 2\]"),

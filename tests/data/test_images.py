@@ -164,3 +164,14 @@ def test_parts_of_a_split_are_disjoint_and_whole():
     first, second = data.split(0.8, seed=1)
     assert (len(first), len(second)) == (1437, 360)
     assert sorted(first.labels.tolist() + second.labels.tolist()) == sorted(data.labels.tolist())
+
+
+def test_data_of_a_factory_is_what_it_returns():
+    data = load_images("ddil_ray.simulation:sd15_latents")
+    assert data.images.shape == (256, 4, 64, 64)
+    assert data.num_classes == 1
+
+
+def test_a_factory_must_return_data():
+    with pytest.raises(DataError, match=r"must return a .*ImageData, but returned DiffusionModel"):
+        load_images("ddil_ray.testing:tiny_model")

@@ -83,6 +83,24 @@ def test_a_pass_that_stops_at_the_layer_gives_the_same_logits_and_their_gradient
     assert float(expected.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rows_that_are_only_judged_get_the_logits_and_give_the_gradients_of_whole_passes(name):
+    build, layer = NETWORKS[name]
+    torch.manual_seed(0)
+    network = build().eval()
+    found = {}
+    for ends_early, judged in ((True, 0), (True, 2), (False, 2)):
+        critic = Critic(network, layer=layer, example=_inputs(1), ends_early=ends_early).eval()
+        prediction, logits = critic(*_inputs(6), judged)
+        (prediction[:4].square().mean() + logits.square().mean()).backward()
+        gradients = [parameter.grad.clone() for parameter in critic.parameters()]
+        critic.zero_grad()
+        found[ends_early, judged] = [prediction[:4], logits, *gradients]
+        assert len(prediction) == 6 - judged
+    for other in list(found.values())[1:]:
+        torch.testing.assert_close(other, found[True, 0])
+
+
 def test_the_pass_really_stops_there():
     network = _unet()
     critic = Critic(network, layer="denoiser.mid_block", example=_inputs(1))

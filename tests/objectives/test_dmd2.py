@@ -25,6 +25,7 @@ from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make
 from ddil_ray.testing import GaussianDenoiser, tiny_model
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import OptimizerSettings
+from ddil_ray.training.parallel import Alone
 
 SCHEDULE = CosineVP()
 MEAN, OTHER, STD = 0.7, -0.2, 0.4
@@ -111,7 +112,7 @@ def test_the_fake_score_learns_the_score_of_the_generator():
     """Oracle 14: for a Gaussian generator the best eps has slope sigma / V and intercept -alpha sigma m / V."""
     schedule = DiscreteVP(torch.tensor([0.5]))  # one timestep: alpha^2 = sigma^2 = 1 / 2 for every t
     objective = DistributionMatching(schedule, student_steps=1)
-    objective.start(_Affine(), objective.phases[0], lambda network: network)
+    objective.start(_Affine(), objective.phases[0], Alone())
     student = NetworkDenoiser(_Affine(), Prediction.EPSILON, schedule)
     optimizer = torch.optim.Adam(objective.critic.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from ddil_ray.objectives import LatentConsistency
 from ddil_ray.objectives.lcm import LCM_LOSSES
 from ddil_ray.states.batch import StateBatch
 from ddil_ray.testing import GaussianDenoiser, tiny_model
+from ddil_ray.training.parallel import Alone
 
 SCHEDULE = CosineVP()
 TEACHER = GaussianDenoiser(SCHEDULE)
@@ -49,7 +50,7 @@ def test_at_the_first_grid_time_the_target_is_the_label_itself():
     """Oracle 9c: f(x, 0) = x, so a network whose f equals the label has no loss, bit for bit."""
     objective = LatentConsistency(SCHEDULE, solver_steps=50)
     network = tiny_model().network
-    objective.start(network, objective.phases[0], lambda wrapped: wrapped)
+    objective.start(network, objective.phases[0], Alone())
     x = torch.randn(4, 1, 8, 8)
     batch = _states(x, torch.full((4,), 0.02, dtype=torch.float64))
     student = NetworkDenoiser(network, Prediction.V, SCHEDULE)
@@ -75,7 +76,7 @@ def test_the_target_network_is_the_moving_average_of_the_student():
     objective = LatentConsistency(SCHEDULE, ema_decay=0.9)
     network = torch.nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(0.0)
-    objective.start(network, objective.phases[0], lambda wrapped: wrapped)
+    objective.start(network, objective.phases[0], Alone())
     network.weight.data.fill_(1.0)
     for _ in range(7):
         objective.after_update(network)

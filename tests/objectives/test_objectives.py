@@ -9,11 +9,13 @@ import torch
 
 from ddil_ray.diffusion.schedule import CosineVP
 from ddil_ray.objectives import OBJECTIVES, RealData
+from ddil_ray.objectives.objective import spread
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.source import Conditions, SourceContext, StateRequest, make_states
 from ddil_ray.testing import tiny_model
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.optimizer import OptimizerSettings
+from ddil_ray.training.parallel import Alone
 
 METHODS = {
     "pd": {"teacher_steps": 8, "student_steps": (4, 2)},
@@ -75,7 +77,7 @@ def test_gradients_reach_the_student_and_nothing_else(name):
     teacher = tiny_model()
     batch = labelled(objective)
     student = tiny_model()
-    objective.start(student.network, objective.phases[0], lambda network: network)
+    objective.start(student.network, objective.phases[0], Alone())
     objective.loss(student.denoiser(), batch, objective.phases[0]).loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in student.network.parameters())
     assert all(p.grad is None for p in teacher.network.parameters())
@@ -121,4 +123,11 @@ def test_rollouts_and_their_labels_do_not_depend_on_the_data(name, origin):
 def test_micro_batches_give_the_gradient_of_the_whole(name):
     whole, parts = (learner_of(objective_of(name), accumulate=n) for n in (1, 4))
     batch = labelled(objective_of(name))
-    assert parts.update(batch)["grad_norm"] == pytest.approx(whole.update(batch)["grad_norm"], rel=1e-4)
+    assert parts.update(batch)["grad_norm"] == pytest.approx(float(whole.update(batch)["grad_norm"]), rel=1e-4)
+
+
+def test_the_spread_is_the_standard_deviation_over_rows():
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    assert float(spread(x)) == pytest.approx(float(x.std(0).mean()))
+    assert not spread(x).requires_grad
+    assert float(spread(x[:1])) == 0

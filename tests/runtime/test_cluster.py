@@ -6,7 +6,7 @@ import pytest
 from runs import THREE_SOURCES, small_run
 
 from ddil_ray.errors import ConfigError
-from ddil_ray.runtime.cluster import check_fits, demands, with_gpu_shares
+from ddil_ray.runtime.cluster import check_fits, check_labels, demands, pool_bounds, resized, with_gpu_shares
 
 
 def _gpus(config):
@@ -81,3 +81,76 @@ def test_actors_that_measure_have_the_cluster_to_themselves():
     more = with_gpu_shares(small_run(evaluation={"enabled": True, "num_actors": 6}), gpus=0)
     with pytest.raises(ConfigError, match=r"need 6 CPUs and it has 4 instead \(evaluation 6 x 1\)"):
         check_fits(more, {"CPU": 4})
+
+
+def _node(cpus=8.0, gpus=0.0, alive=True, **labels):
+    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}, "Labels": {"ray.io/node-id": "0", **labels}}
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        ("a", True),
+        ("b", False),
+        ("!b", True),
+        ("!a", False),
+        ("in(b, a)", True),
+        ("in(b,c)", False),
+        ("!in(a,b)", False),
+    ],
+)
+def test_a_label_selector_selects_as_ray_does(value, fits):
+    config = with_gpu_shares(small_run(student_rollouts={"label_selector": {"pool": value}}), gpus=0)
+    nodes = [_node(pool="a")]
+    if fits:
+        check_labels(config, nodes)
+        return
+    with pytest.raises(
+        ConfigError, match=r"`student_rollouts.label_selector` must select a node.*Labels there: pool=a"
+    ):
+        check_labels(config, nodes)
+
+
+def test_a_node_without_the_label_is_selected_by_its_absence_alone():
+    config = with_gpu_shares(small_run(trainer={"label_selector": {"pool": "!a"}}), gpus=0)
+    check_labels(config, [_node()])
+    with pytest.raises(ConfigError, match=r"`trainer.label_selector`"):
+        check_labels(config, [_node(pool="a"), _node(alive=False)])
+
+
+@pytest.mark.parametrize(
+    ("role", "nodes", "expected"),
+    [
+        ({"num_actors": 3}, [_node(2, pool="a"), _node(9)], "hold 2 of its 3 actors of 1 CPUs"),
+        (
+            {"num_actors": 2, "num_cpus": 3},
+            [_node(5, pool="a"), _node(1, pool="a")],
+            "hold 1 of its 2 actors of 3 CPUs",
+        ),
+        ({"num_actors": 5, "num_gpus": 0.25}, [_node(9, 1, pool="a")], "hold 4 of its 5 actors of 0.25 GPUs"),
+    ],
+)
+def test_more_actors_than_the_selected_nodes_hold_are_refused(role, nodes, expected):
+    """Of whole actors: one that needs 3 CPUs fits no node of 1, whatever the cluster has."""
+    config = with_gpu_shares(small_run(student_rollouts={"label_selector": {"pool": "a"}, **role}), gpus=0)
+    with pytest.raises(ConfigError, match=r"`student_rollouts` must fit the nodes that pool=a selects.*" + expected):
+        check_labels(config, nodes)
+
+
+@pytest.mark.parametrize("selector", ["", "-a", "in()", "not a", "in(a", "!!a"])
+def test_what_ray_cannot_read_as_a_selector_is_refused(selector):
+    with pytest.raises(ValueError, match="label_selector"):
+        small_run(student_rollouts={"label_selector": {"pool": selector}})
+
+
+def test_pools_have_the_names_that_metrics_have():
+    config = small_run(states={**THREE_SOURCES, "forward": 0.3, "mixed": 0.1}, student_rollouts={"num_actors": (1, 4)})
+    assert pool_bounds(config) == {"forward": (1, 1), "student": (1, 4), "teacher": (1, 1), "mixed": (1, 4)}
+    pooled = small_run(labels={"placement": "pool", "num_actors": 2})
+    assert pool_bounds(pooled)["labels/student"] == (2, 2)
+
+
+def test_a_resized_config_is_another():
+    config = small_run()
+    assert resized(config, {"student_rollouts": [2, 4]}).student_rollouts.bounds == (2, 4)
+    assert config.student_rollouts.bounds == (1, 1)

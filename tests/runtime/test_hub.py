@@ -2,35 +2,105 @@
 
 from __future__ import annotations
 
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddil_ray.runtime.admission import Ask, Stream, StreamPlan
 from ddil_ray.runtime.hub import Grant, HubState, Measured
 from ddil_ray.training.cadence import Cadence
 
 
+def _stream(*, needed, versions=None, actors=2, ready=3):
+    n = len(needed)
+    plan = StreamPlan(
+        phases=np.zeros(n, int),
+        needed=np.array(needed),
+        versions=np.full(n, -1) if versions is None else np.array(versions),
+        indices=np.arange(n),
+        progress=np.zeros(n),
+    )
+    return Stream(plan, actors, ready)
+
+
+def _hub(stream, start_step=0):
+    hub = HubState()
+    hub.begin(start_step, {"student": stream}, start_step, now=1)
+    return hub
+
+
+def _lacks(hub, block, phase=0):
+    return hub.lacks(Ask("student", phase, block, known=(-1, -1)))
+
+
 def test_a_block_is_not_admitted_until_its_phase_is_on_and_its_weights_are_there():
-    hub = HubState()
-    hub.incarnation_of("student")
-    hub.begin(0)
-    assert not hub.admits(0, -1)
+    hub = _hub(_stream(needed=[0, 0, 5, 9], versions=[-5, 0, 1, 10]))
+    assert _lacks(hub, 0) == "phase"
     hub.phase, hub.version = 0, 0
-    assert hub.admits(0, -5)
-    assert hub.admits(0, 0)
-    assert not hub.admits(0, 1)
-    assert not hub.admits(1, 0)
+    assert [_lacks(hub, block) for block in range(4)] == [None, None, "weights", "weights"]
+    assert _lacks(hub, 0, phase=1) == "phase"
     hub.version = 10
-    assert hub.admits(0, 10)
+    assert [_lacks(hub, block) for block in range(4)] == [None] * 4
 
 
-def test_a_restart_voids_what_was_published_before_it():
-    hub = HubState()
-    for stream in ("forward", "student"):
-        assert hub.incarnation_of(stream) == 1
-    hub.begin(0)
+def test_labels_wait_for_their_phase_alone():
+    hub = _hub(_stream(needed=[50], versions=[40]))
+    assert _lacks(hub, None) == "phase"
+    hub.phase, hub.version = 0, 0
+    assert _lacks(hub, None) is None
+
+
+def test_a_stream_beyond_its_plan_goes_with_its_last_block():
+    hub = _hub(_stream(needed=[0, 8], versions=[0, 4]))
+    hub.phase, hub.version = 0, 0
+    assert _lacks(hub, 7) == "weights"
+    hub.version = 4
+    assert _lacks(hub, 7) is None
+
+
+@given(
+    steps=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    actors=st.integers(1, 5),
+    ready=st.integers(1, 6),
+    step=st.integers(0, 60),
+)
+def test_credits_bound_what_is_ahead_and_never_hold_back_what_is_needed(steps, actors, ready, step):
+    """Whatever the plan: at most actors + ready blocks are begun that no step up to the trainer's needs, and every
+    block that such a step needs may be made."""
+    needed = np.cumsum(steps)
+    hub = _hub(_stream(needed=needed, actors=actors, ready=ready))
+    hub.phase = hub.version = 0
+    hub.seen_step = step
+    admitted = [block for block in range(len(needed)) if _lacks(hub, block) is None]
+    assert admitted == list(range(len(admitted)))
+    ahead = [block for block in admitted if needed[block] > step]
+    assert len(ahead) <= actors + ready
+    assert set(np.flatnonzero(needed <= step).tolist()) <= set(admitted)
+
+
+def test_a_trainer_that_begins_later_voids_what_was_published_before_it():
+    hub = _hub(_stream(needed=[0]))
+    first = hub.begun
     hub.phase, hub.version = 1, 30
-    for stream in ("forward", "student"):
-        assert hub.incarnation_of(stream) == 2
-    assert hub.begun == 1
-    hub.begin(16)
-    assert (hub.begun, hub.start_step, hub.phase, hub.version) == (2, 16, -1, -1)
+    assert hub.begin(16, {}, 20, now=first - 1) > first  # a clock that was set back
+    assert (hub.start_step, hub.phase, hub.version, hub.seen_step) == (16, -1, -1, 20)
+
+
+def test_what_actors_did_is_told_in_shares_of_their_time():
+    hub = _hub(_stream(needed=[0, 1, 2, 3]))
+    hub.phase = hub.version = 0
+    assert hub.work() == {"actors/blocks_ahead/student": 0}
+    hub.granted(Ask("student", 0, 0, (-1, -1)))
+    hub.works["student"].waited_s["credit"] += 1.0
+    hub.granted(Ask("student", 0, 1, (0, 0), busy_s=3.0))
+    assert hub.work() == {
+        "actors/blocks_ahead/student": 1,
+        "actors/busy_share/student": 0.75,
+        "actors/waits_for_weights/student": 0.0,
+        "actors/waits_for_trainer/student": 0.25,
+        "actors/block_s/student": 1.5,
+    }
+    assert hub.work() == {"actors/blocks_ahead/student": 1}
 
 
 def test_all_ranks_stop_at_one_step_that_none_has_passed():

@@ -6,13 +6,15 @@ import time
 
 import pytest
 import ray
+import torch
+from publishing import Rank0, tensors
 from runs import PD, small_run
 
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hub import Hub
 from ddil_ray.runtime.monitor import MonitorHandle
 from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import flatten_weights
+from ddil_ray.training.wire import flatten_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -22,14 +24,20 @@ SHIFT = {"enabled": True, "every": 10, "num_samples": 32, "num_cpus": 0, "num_gp
 
 @pytest.fixture
 def run():
-    """(hub, context, weights to publish) of a run whose monitor is not yet there."""
+    """(hub, context, publish(phase, version)) of a run whose monitor is not yet there."""
     config = small_run(objective=PD, shift=SHIFT)
     made = Recipe(config).ingredients()
     hub = Hub.remote(10)
     images, labels = (ray.put(x.numpy()) for x in (made.data.images, made.data.labels))
     context = RunContext(config.model_dump(mode="json"), hub, images, labels, prompts=ray.put(None), max_staleness=100)
-    ray.get(hub.begin.remote(0))
-    yield hub, context, lambda: [ray.put(flatten_weights(made.teacher.network))]
+    trainer, weights = Rank0.remote(hub, 0, {}), flatten_weights(made.teacher.network)
+
+    def publish(phase, version, student=None):
+        student = student or tensors(made.teacher)
+        ray.get(trainer.publish.remote(phase, version, student, weights if phase else None))
+
+    yield hub, context, publish
+    ray.kill(trainer)
     ray.kill(hub)
 
 
@@ -44,21 +52,21 @@ def _measured(hub, count, timeout_s=60):
 
 
 def test_a_monitor_measures_what_is_due_and_the_last_weights_and_ends(run):
-    hub, context, weights = run
-    ray.get(hub.start_phase.remote(0, 0, weights(), []))
-    ray.get(hub.publish.remote(4, weights()))
+    hub, context, publish = run
+    publish(0, 0)
+    publish(0, 4)
     said = []
     monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
     (first,) = _measured(hub, 1)
     assert (first["step"], first["phase"]) == (0, 0)
     assert {f"shift/energy/step_{k}" for k in (1, 2, 3, 4)} < set(first)
-    ray.get(hub.start_phase.remote(1, 20, weights(), weights()))
+    publish(1, 20)
     (second,) = _measured(hub, 1)
     assert (second["step"], second["phase"]) == (20, 1)
     assert "shift/energy/step_3" not in second
     # The second round's teacher is the first's student: without guidance, with its own answers.
     assert second["shift/error_forward/step_2"] != pytest.approx(first["shift/error_forward/step_2"], rel=0.01)
-    ray.get(hub.publish.remote(24, weights()))
+    publish(1, 24)
     assert monitor.watch()
     monitor.finish(lambda: True)
     assert [r["step"] for r in _measured(hub, 1)] == [24]
@@ -84,10 +92,10 @@ def test_a_monitor_that_dies_is_told_of_once_and_not_waited_for(run):
 
 def test_a_monitor_that_fails_says_why(run):
     """Through weights that are not those of this network."""
-    hub, context, _ = run
+    _, context, publish = run
     said = []
     monitor = MonitorHandle(context, context.recipe.config.shift, said.append)
-    ray.get(hub.start_phase.remote(0, 0, [ray.put({})], []))
+    publish(0, 0, [torch.zeros(1, dtype=torch.float64)])
     deadline = time.monotonic() + 180
     while monitor.watch():
         assert time.monotonic() < deadline
@@ -99,8 +107,8 @@ def test_a_monitor_that_fails_says_why(run):
 
 def test_the_end_waits_for_the_last_measurement_no_longer_than_it_may(run):
     """The actor needs seconds to start; the bound is half a second, and a signal ends the wait before."""
-    hub, context, weights = run
-    ray.get(hub.start_phase.remote(0, 0, weights(), []))
+    _, context, publish = run
+    publish(0, 0)
     for wait_s, goes_on in ((0.5, True), (60.0, False)):
         said = []
         settings = small_run(shift={**SHIFT, "wait_s": wait_s}).shift

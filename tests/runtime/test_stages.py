@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,11 +10,12 @@ import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from publishing import Rank0, streams, tensors
 from runs import PD, THREE_SOURCES, small_run
 
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hub import Hub
-from ddil_ray.runtime.stages import StateStage, stream_blocks
+from ddil_ray.runtime.stages import StateStage, stream_plan
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import Prior
@@ -22,14 +23,13 @@ from ddil_ray.states.rollout import Policy, rollout
 from ddil_ray.states.source import SourceContext, StateRequest, make_states
 from ddil_ray.training.inline import requests
 from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import flatten_weights
 
 
 def test_blocks_go_to_ranks_in_turn_and_fill_every_phase():
     recipe = Recipe(small_run(objective=PD, states=THREE_SOURCES, trainer={"num_workers": 2, "batch_size": 32}))
-    blocks = stream_blocks(recipe, Origin.STUDENT, phases=2, start_step=0, max_staleness=10)
+    stream = stream_plan(recipe, Origin.STUDENT, phases=2, start_step=0, max_staleness=10)
     for phase, plan in enumerate(recipe.plans(2)):
-        mine = [b.index for b in blocks if b.phase == phase]
+        mine = stream.indices[stream.phases == phase].tolist()
         assert mine == list(range(2 * plan.blocks(Origin.STUDENT, 16)))
 
 
@@ -40,8 +40,10 @@ def test_blocks_are_made_for_the_same_progress_with_and_without_ray(workers):
     trainer = {"num_workers": workers, "batch_size": 16 * workers}
     recipe = Recipe(small_run(objective=PD, states=states, trainer=trainer))
     asked = list(requests(recipe, Origin.MIXED, recipe.plans(2)))
-    blocks = stream_blocks(recipe, Origin.MIXED, phases=2, start_step=0, max_staleness=10)
-    assert [(r.phase, r.progress) for r in asked for _ in range(workers)] == [(b.phase, b.progress) for b in blocks]
+    stream = stream_plan(recipe, Origin.MIXED, phases=2, start_step=0, max_staleness=10)
+    assert [(r.phase, r.progress) for r in asked for _ in range(workers)] == list(
+        zip(stream.phases, stream.progress, strict=True)
+    )
     for phase in range(2):
         along = [r.progress for r in asked if r.phase == phase]
         assert along == sorted(along)
@@ -53,11 +55,13 @@ def test_blocks_are_made_for_the_same_progress_with_and_without_ray(workers):
 @given(start=st.integers(0, 39), reuse=st.integers(1, 3))
 def test_a_resumed_stream_goes_on_at_the_first_block_not_taken(start, reuse):
     recipe = Recipe(small_run(objective=PD, states=THREE_SOURCES, replay={"reuse": reuse}))
-    whole = stream_blocks(recipe, Origin.STUDENT, phases=2, start_step=0, max_staleness=10)
-    rest = stream_blocks(recipe, Origin.STUDENT, phases=2, start_step=start, max_staleness=10)
+    whole = stream_plan(recipe, Origin.STUDENT, phases=2, start_step=0, max_staleness=10)
+    rest = stream_plan(recipe, Origin.STUDENT, phases=2, start_step=start, max_staleness=10)
     phase, local = divmod(start, 20)
     taken = -(-int(recipe.plans(2)[phase].fresh(Origin.STUDENT)[local - 1]) // 16) if local else 0
-    assert rest == [b for b in whole if b.phase > phase or (b.phase == phase and b.index >= taken)]
+    left = (whole.phases > phase) | ((whole.phases == phase) & (whole.indices >= taken))
+    for column in fields(whole):
+        assert getattr(rest, column.name).tolist() == getattr(whole, column.name)[left].tolist()
 
 
 @given(max_staleness=st.integers(6, 40))
@@ -68,11 +72,12 @@ def test_admission_keeps_the_bound_and_never_waits_for_itself(max_staleness):
     recipe = Recipe(small_run(states={"forward": 0.5, "student": 0.5}, replay={"max_staleness": max_staleness}))
     (plan,) = recipe.plans(1)
     recipe.max_staleness([plan])  # does not refuse
-    for block in stream_blocks(recipe, Origin.STUDENT, phases=1, start_step=0, max_staleness=max_staleness):
-        first, last = (f(Origin.STUDENT, block.index, 16) for f in (plan.first_step, plan.last_step))
-        assert last - block.min_version <= max_staleness
-        newest_published_before_first = first // 4 * 4
-        assert block.min_version <= newest_published_before_first
+    stream = stream_plan(recipe, Origin.STUDENT, phases=1, start_step=0, max_staleness=max_staleness)
+    first, last = (f(Origin.STUDENT, 16) for f in (plan.first_steps, plan.last_steps))
+    assert bool((last - stream.versions <= max_staleness).all())
+    newest_published_before_first = first // 4 * 4
+    assert bool((stream.versions <= newest_published_before_first).all())
+    assert stream.needed.tolist() == first.tolist()
 
 
 def _started(recipe, made, origin):
@@ -86,9 +91,9 @@ def _started(recipe, made, origin):
         prompts=ray.put(made.prompts),
         max_staleness=100,
     )
-    incarnation = ray.get(hub.incarnation_of.remote(origin.label))
-    ray.get(hub.begin.remote(0))
-    return hub, StateStage(context, int(origin), incarnation)
+    incarnation = ray.get(hub.incarnation.remote())
+    trainer = Rank0.remote(hub, 0, streams(recipe, len(made.plans)))
+    return hub, trainer, StateStage(context, int(origin), incarnation)
 
 
 @pytest.mark.ray
@@ -96,25 +101,20 @@ def test_rollouts_come_from_the_weights_that_were_published(ray_cluster):
     """Fails if syncing is broken: the second block must be that of the second weights, and say so."""
     recipe = Recipe(small_run())
     made = recipe.ingredients()
-    hub, stage = _started(recipe, made, Origin.STUDENT)
+    hub, trainer, stage = _started(recipe, made, Origin.STUDENT)
     students = [recipe.student_of(made.teacher) for _ in range(2)]
     for parameter in students[1].network.parameters():
         parameter.data.mul_(-0.5)
-
-    def publish(student, version):
-        return ray.put(flatten_weights(student.network)), version
-
-    reference, version = publish(students[0], 0)
-    ray.get(hub.start_phase.remote(0, version, [reference], []))
+    ray.get(trainer.publish.remote(0, 0, tensors(students[0])))
     first = StateBatch.from_columns(stage({"place": np.array([0])}))
-    reference, version = publish(students[1], 12)
-    ray.get(hub.publish.remote(version, [reference]))
+    ray.get(trainer.publish.remote(0, 12, tensors(students[1])))
     second = StateBatch.from_columns(stage({"place": np.array([1])}))
 
     assert set(first.version.tolist()) == {0}
     assert set(second.version.tolist()) == {12}
     for block, student, batch in ((0, students[0], first), (1, students[1], second)):
         torch.testing.assert_close(batch.x_t, _expected(recipe, made, student, block))
+    ray.kill(trainer)
     ray.kill(hub)
 
 
@@ -124,11 +124,11 @@ def test_mixed_rollouts_are_made_for_the_progress_of_their_block(ray_cluster):
     chance = {"start": 0.0, "end": 1.0}
     recipe = Recipe(small_run(states={"forward": 0.0, "mixed": 1.0, "mixed_teacher_probability": chance}))
     made = recipe.ingredients()
-    hub, stage = _started(recipe, made, Origin.MIXED)
+    hub, trainer, stage = _started(recipe, made, Origin.MIXED)
     student = recipe.student_of(made.teacher)
     for parameter in student.network.parameters():
         parameter.data.mul_(-0.5)
-    ray.get(hub.start_phase.remote(0, 100, [ray.put(flatten_weights(student.network))], []))
+    ray.get(trainer.publish.remote(0, 100, tensors(student)))
     plain = SourceContext(
         made.teacher.schedule,
         made.teacher.sample_shape,
@@ -143,6 +143,7 @@ def test_mixed_rollouts_are_made_for_the_progress_of_their_block(ray_cluster):
         at_once = StateRequest(Origin.MIXED, 0, place, 16, recipe.config.seed)
         expected = make_states(fixed, made.objective.phases[0], at_once, version=100)
         torch.testing.assert_close(batch.x_t, expected.x_t)
+    ray.kill(trainer)
     ray.kill(hub)
 
 

@@ -86,12 +86,14 @@ def test_fresh_rows_always_cover_what_is_trained_on(reuse, rows):
         assert bool((fresh >= counts).all())
         if reuse == 1:
             assert fresh.tolist() == np.cumsum(counts).tolist()
-        for block in range(plan.blocks(origin, rows)):
-            first, last = plan.first_step(origin, block, rows), plan.last_step(origin, block, rows)
+        steps = (f(origin, rows).tolist() for f in (plan.first_steps, plan.last_steps, plan.progress))
+        for block, (first, last, progress) in enumerate(zip(*steps, strict=True)):
             assert first <= last < 60
             assert fresh[first] > block * rows
             assert first == 0 or fresh[first - 1] <= block * rows
-            assert plan.progress(origin, block, rows) == first / 59
+            assert last == 59 or fresh[last] >= (block + 1) * rows > fresh[last - 1] or first == last
+            assert progress == first / 59
+        assert block == plan.blocks(origin, rows) - 1
 
 
 def test_smallest_staleness_is_a_blocks_span_and_a_publication():

@@ -93,7 +93,8 @@ def test_compiled_networks_learn_as_others_and_so_do_the_copies_that_a_method_ma
         recipe = Recipe(small_run(objective=objective, trainer={"compile": compiled}))
         made = recipe.ingredients(teacher=digits_teacher())
         learner = learner_of(recipe, made)
-        updates.append(learner.update(rows_of(recipe, made, 16), torch.Generator().manual_seed(0)))
+        metrics = learner.update(rows_of(recipe, made, 16), torch.Generator().manual_seed(0))
+        updates.append({name: float(value) for name, value in metrics.items()})
         copied = getattr(made.objective.critic, "network", None) or getattr(made.objective, "_target", None)
         for network in (learner.student.network, *([copied] if copied else [])):
             assert (network._compiled_call_impl is not None) == bool(compiled)

@@ -8,6 +8,7 @@ from runs import DMD2, PD, small_run
 
 from ddil_ray.diffusion.threshold import NoThreshold, StaticThreshold
 from ddil_ray.errors import ConfigError
+from ddil_ray.training.parallel import Alone
 from ddil_ray.training.recipe import Recipe
 
 LCM = {"type": "lcm", "solver_steps": 10, "student_steps": 2}
@@ -49,7 +50,7 @@ def test_a_threshold_of_the_target_changes_what_the_student_learns(objective):
         with torch.no_grad():
             states = states.labelled(made.objective.label(made.expert(), states, phase))
         student = recipe.student_of(made.teacher)
-        made.objective.start(student.network, phase, lambda network: network)
+        made.objective.start(student.network, phase, Alone())
         losses.append(float(made.objective.loss(student.denoiser(), states, phase).per_row.mean()))
     assert losses[0] != losses[1]
 

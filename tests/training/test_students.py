@@ -15,7 +15,7 @@ from ddil_ray.trained import trained_parameters, trained_state
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.recipe import Recipe
-from ddil_ray.training.weights import flatten_weights
+from ddil_ray.training.wire import flatten_weights
 
 LCM = {"type": "lcm", "solver_steps": 10, "student_steps": 2}
 OBJECTIVES = {"pd": PD, "lcm": LCM, "dmd2": DMD2}

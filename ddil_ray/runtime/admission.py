@@ -1,0 +1,107 @@
+"""Which block may be made when, as plain rules without Ray; `README.md` beside this file derives the bounds.
+
+A block waits for three things: its phase, weights that will still be young enough when its last row is trained on, and
+a credit. A stream has as many credits as it has actors, and `replay.ahead` more per trainer worker; a block holds one
+from when it is begun until the trainer has reached the step that needs it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+__all__ = ["Ask", "Lack", "Stream", "StreamPlan", "Work"]
+
+Lack = Literal["phase", "weights", "credit"]
+"""What a block that may not be made yet waits for."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The n blocks of one stream from where training goes on, in the order in which ranks take them."""
+
+    phases: np.ndarray
+    """(n,) the phase that each belongs to, ascending."""
+    needed: np.ndarray
+    """(n,) the global step that trains on its first row, or takes it into the buffer; ascending."""
+    versions: np.ndarray
+    """(n,) the oldest weights that its rows may come from; -1 where any will do, or none are used."""
+    indices: np.ndarray
+    """(n,) which block of its phase it is; with the phase, what its rows are made from."""
+    progress: np.ndarray
+    """(n,) where in its phase, from 0 to 1, it is first needed."""
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An actor's wish to go on."""
+
+    stream: str
+    phase: int
+    block: int | None
+    """Place in the stream's plan; None for labels, which only follow the phase."""
+    known: tuple[int, int]
+    """(phase, version) of the weights that the actor has."""
+    busy_s: float = 0.0
+    """Seconds that it worked since it was last let go on."""
+
+
+@dataclass
+class Work:
+    """What the actors of one stream did since it was last asked."""
+
+    blocks: int = 0
+    busy_s: float = 0.0
+    waited_s: defaultdict[Lack, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds by what was waited for."""
+
+    def record(self, stream: str) -> dict[str, float]:
+        """Shares of the actors' time, as metrics; nothing where they had no time."""
+        total = self.busy_s + sum(self.waited_s.values())
+        if not self.blocks or total <= 0:
+            return {}
+        return {
+            f"actors/busy_share/{stream}": self.busy_s / total,
+            f"actors/waits_for_weights/{stream}": self.waited_s["weights"] / total,
+            f"actors/waits_for_trainer/{stream}": (self.waited_s["credit"] + self.waited_s["phase"]) / total,
+            f"actors/block_s/{stream}": self.busy_s / self.blocks,
+        }
+
+
+@dataclass
+class Stream:
+    """Credits of one stream, and what its actors do."""
+
+    plan: StreamPlan
+    actors: int
+    """That make it at most; each may be at a block."""
+    ready: int
+    """Blocks that may lie ready besides: `replay.ahead` for every trainer worker."""
+    begun: int = 0
+    """Blocks that were ever begun."""
+
+    def lacks(self, block: int, *, phase: int, version: int, step: int) -> Lack | None:
+        """What `block` waits for, None if nothing, while the trainer is at `step` of `phase` with weights of `version`.
+
+        A block beyond the plan, of a stream that is shorter than when it began, goes with the last one.
+        """
+        block = min(block, len(self.plan) - 1)
+        if self.plan.phases[block] != phase:
+            return "phase"
+        if self.plan.versions[block] > version:
+            return "weights"
+        return "credit" if block >= self.needed_by(step) + self.actors + self.ready else None
+
+    def needed_by(self, step: int) -> int:
+        """Blocks that the trainer needs up to and including `step`."""
+        return int(np.searchsorted(self.plan.needed, step, side="right"))
+
+    def ahead(self, step: int) -> int:
+        """Blocks that were begun and are not needed yet."""
+        return max(0, self.begun - self.needed_by(step))

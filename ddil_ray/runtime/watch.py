@@ -1,0 +1,83 @@
+"""What the driver does while a run trains: takes the records, shows them, passes signals on, copies files out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import ray
+
+from ddil_ray.folder import RunFolder
+from ddil_ray.runtime.advice import Advisor
+from ddil_ray.runtime.scaling import Scaling
+from ddil_ray.runtime.signals import Signals
+from ddil_ray.tracking import Journal, View
+
+if TYPE_CHECKING:
+    from ddil_ray.runtime.monitor import MonitorHandle
+
+__all__ = ["Watch", "sync"]
+
+
+class Watch:
+    """Called now and then until training has ended; returns whether to go on, which a signal denies.
+
+    Args:
+        hub: handle.
+        view: where records are shown.
+        signals: of this process.
+        folder: of the run, whose journal records are appended to.
+        monitor: of covariate shift, where it is measured.
+        scaling: answers requests for other numbers of actors.
+    """
+
+    def __init__(
+        self,
+        hub: Any,
+        view: View,
+        signals: Signals,
+        folder: RunFolder,
+        monitor: MonitorHandle | None,
+        scaling: Scaling,
+    ) -> None:
+        self._scaling = scaling
+        self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
+        self._journal, self._advisor = Journal(folder.local / "metrics.jsonl"), Advisor(view.say)
+
+    def __call__(self) -> bool:
+        """See the class."""
+        if self._signals.fresh():
+            self._view.say("Stopping after a last checkpoint; once more to stop at once.")
+        if self._signals.received is not None:
+            self._hub.request_stop.remote()  # each time: a hub that was started again knows of none
+        self._take(self._records())
+        self._scaling.watch()
+        if self._monitor is not None:
+            self._monitor.watch()
+        return self._signals.received is None
+
+    def _records(self) -> list[dict[str, float]]:
+        try:
+            records: list[dict[str, float]] = ray.get(self._hub.drain.remote(), timeout=10)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return []  # the hub is being started again, or the fit thread tells why not
+        return records
+
+    def _take(self, records: list[dict[str, float]]) -> None:
+        for record in records:
+            if "loss" in record:
+                record["system/cpu_percent"] = psutil.cpu_percent()
+                record["system/memory_percent"] = psutil.virtual_memory().percent
+                self._advisor.read(record)
+            self._view.show(record)
+        self._journal.append(records)
+        if any("checkpoint/step" in record for record in records):
+            sync(self._folder, self._view)
+
+
+def sync(folder: RunFolder, view: View) -> None:
+    """Copy the run's files out; a storage that fails for a while must not end the run."""
+    try:
+        folder.sync()
+    except Exception as error:  # every filesystem has errors of its own
+        view.say(f"{folder.url} could not be written ({error}); the files are in {folder.local}.")

@@ -1,0 +1,192 @@
+"""Teacher rollouts that are made once and replayed: neither their states nor their labels ever go stale.
+
+A teacher that does not change says the same of the same state for ever, so the first `keep_rows` rows of a phase stand
+for all later ones. Which block a later one replays is a function of the seed alone; files only spare the teacher the
+work. So rows are the same with files and without, in any process, and after any crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ddil_ray.config import RunConfig
+from ddil_ray.errors import ConfigError
+from ddil_ray.folder import write_whole
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.source import StateRequest
+from ddil_ray.training.producer import Expert
+from ddil_ray.training.recipe import Recipe
+
+__all__ = ["KeptBlocks", "from_parquet", "kept_blocks", "kept_folder", "to_parquet"]
+
+_FORMAT = 1
+"""Of the files, and of what decides their rows: raise it when either changes."""
+
+
+def kept_blocks(recipe: Recipe, origin: Origin, conditions: Tensor, *, folder: str | None) -> KeptBlocks | None:
+    """How blocks of `origin` are kept; None where they are not.
+
+    Args:
+        recipe: the run.
+        origin: source of the blocks.
+        conditions: (N,) int64, what conditions are drawn from.
+        folder: of their files; None: there are none.
+    """
+    role = recipe.config.teacher_rollouts
+    if origin is not Origin.TEACHER or role.keep_rows is None:
+        return None
+    return KeptBlocks(-(-role.keep_rows // role.batch_size), folder, _determined_by(recipe, conditions))
+
+
+def kept_folder(config: RunConfig, run: str) -> str | None:
+    """Where the run in folder `run` keeps blocks, an absolute path or URL; None where it keeps none.
+
+    Raises:
+        ConfigError: `teacher_rollouts.keep_at` cannot be written.
+    """
+    role = config.teacher_rollouts
+    if role.keep_rows is None:
+        return None
+    where = role.keep_at or f"{run}/kept"
+    where = where if "://" in where else str(Path(where).resolve())
+    try:
+        fs, root = fsspec.core.url_to_fs(where)
+        write_whole(fs, f"{root}/.writable", b"")
+        fs.rm_file(f"{root}/.writable")
+    except Exception as error:  # every filesystem has errors of its own
+        raise ConfigError(
+            f"`teacher_rollouts.keep_at` must be a folder or URL that can be written, but {where!r} failed: {error}. "
+            "Check the address, the disk and the credentials."
+        ) from error
+    return where
+
+
+@dataclass
+class KeptBlocks:
+    """The first blocks of every phase, for good."""
+
+    blocks: int
+    """That are made in a phase; later ones replay them, each pass in a new order."""
+    folder: str | None
+    """Path or fsspec URL that holds a folder of files for each teacher and setting; None: nothing is stored."""
+    made_from: str
+    """What decides a row besides the teacher's weights."""
+    _teachers: dict[int, str] = field(default_factory=dict, init=False)
+
+    def replayed(self, request: StateRequest) -> StateRequest:
+        """The request whose rows `request` gets: itself at first."""
+        again, place = divmod(request.index, self.blocks)
+        if again == 0:
+            return request
+        order = np.random.default_rng((request.seed, request.phase, 0x4B45, again)).permutation(self.blocks)
+        return replace(request, index=int(order[place]))
+
+    def block(self, request: StateRequest, expert: Expert, make: Callable[[StateRequest], StateBatch]) -> StateBatch:
+        """The labelled rows of `request`: read where they are kept, else made and kept.
+
+        Args:
+            request: any of the source.
+            expert: the teacher of the request's phase.
+            make: makes and labels the rows of a request.
+        """
+        request = self.replayed(request)
+        if self.folder is None:
+            return make(request)
+        fs, root = fsspec.core.url_to_fs(self.folder)
+        path = f"{root}/{self._name(request.phase, expert)}/{request.index:06d}.parquet"
+        kept = _read(fs, path)
+        if kept is None:
+            kept = make(request)
+            _write(fs, path, kept)
+        return kept
+
+    def _name(self, phase: int, expert: Expert) -> str:
+        """A folder of those that have the same teacher and are made in the same way."""
+        if phase not in self._teachers:
+            digest = hashlib.blake2b(f"{self.made_from} phase {phase}".encode(), digest_size=10)
+            for name, part in sorted(expert.model.network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(memoryview(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            self._teachers[phase] = digest.hexdigest()
+        return self._teachers[phase]
+
+
+def _determined_by(recipe: Recipe, conditions: Tensor) -> str:
+    """All settings that a row or its label depends on. Where data and teacher lie is no part of it."""
+    config = recipe.config
+    settings = {
+        "format": _FORMAT,
+        "seed": config.seed,
+        "teacher": config.teacher.model_dump(mode="json", exclude={"model", "weights"}),
+        "data": config.data.model_dump(mode="json", exclude={"prompt_cache_mib"}),
+        "conditions": hashlib.blake2b(conditions.numpy().tobytes(), digest_size=10).hexdigest(),
+        "objective": config.objective.model_dump(mode="json"),
+        "teacher_substeps": config.states.teacher_substeps,
+        "threshold": config.threshold.model_dump(mode="json"),
+        "rows": config.teacher_rollouts.batch_size,
+        "precision": [role.precision or config.trainer.precision for role in (config.teacher_rollouts, config.labels)],
+    }
+    return json.dumps(settings, sort_keys=True)
+
+
+def to_parquet(batch: StateBatch) -> bytes:
+    """A Parquet file with a row per state and a column per field; shapes of a row are in its metadata."""
+    columns, shapes = {}, {}
+    for name, values in batch.to_columns().items():
+        shapes[name] = list(values.shape[1:])
+        width = int(np.prod(values.shape[1:]))
+        if width:  # Parquet has no lists of none
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
+    table = pa.table(columns).replace_schema_metadata({"shapes": json.dumps(shapes)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def from_parquet(content: bytes) -> StateBatch:
+    """The batch of `to_parquet`."""
+    table = pq.read_table(pa.BufferReader(content))
+    shapes = json.loads(table.schema.metadata[b"shapes"])
+    columns: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        if name not in table.column_names:
+            columns[name] = np.zeros((len(table), *shape), np.float32)
+            continue
+        column = table[name].combine_chunks()
+        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+        columns[name] = flat.to_numpy(zero_copy_only=False).reshape(len(table), *shape)
+    return StateBatch.from_columns(columns)
+
+
+def _read(fs: Any, path: str) -> StateBatch | None:
+    """The block in a file; None where there is none, or none that can be read."""
+    try:
+        return from_parquet(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # every filesystem has errors of its own; the block is made again
+        logging.getLogger(__name__).warning("A kept block could not be read, and is made again: %s: %s", path, error)
+        return None
+
+
+def _write(fs: Any, path: str, batch: StateBatch) -> None:
+    """Keep a block. A storage that fails costs the teacher's time, not the run."""
+    try:
+        write_whole(fs, path, to_parquet(batch))
+    except Exception as error:  # every filesystem has errors of its own
+        logging.getLogger(__name__).warning("A block could not be kept: %s: %s", path, error)
