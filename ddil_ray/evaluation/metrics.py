@@ -1,11 +1,12 @@
-"""Distances between sets of features, and paired statistics; pure functions. Precision and its kin: `neighbours`."""
+"""Distances between sets of features, and paired statistics; pure functions. Precision and its kin: `neighbours`.
+
+torchmetrics takes several seconds to import, so only what computes with it does.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_mmd
 
 from ddil_ray.evaluation.energy import energy_distance
 
@@ -30,6 +31,8 @@ class FrechetTo:
     """
 
     def __init__(self, reference: Tensor) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
         network = _Features(torch.nn.Identity(), reference.shape[1])
         self._metric = FrechetInceptionDistance(feature=network, normalize=True, reset_real_features=False)
         self._metric.set_dtype(torch.float64)
@@ -72,6 +75,8 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> float:
 
     Source: Binkowski et al. 2018, arXiv:1801.01401, eq. 3 and 4; each subset is computed by torchmetrics in float64.
     """
+    from torchmetrics.image.kid import poly_mmd
+
     rows = min(len(real), len(fake))
     size = min(_KID_SUBSET, rows)
     generator = torch.Generator().manual_seed(seed)

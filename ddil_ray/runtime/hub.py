@@ -3,7 +3,8 @@
 It owns the published weights (an object dies with the process that owns it), so that rollouts outlive a trainer. It may
 die itself: Ray starts it again, calls that were under way are repeated, and rank 0, which keeps what it published last,
 begins anew (`Publisher`). What is lost then are records that the driver had not taken, half a second's worth. The rules
-are in `HubState`, `Stream` and `Measured`, which need no Ray; `Hub` adds the transport.
+are in `HubState`, `Stream` and `Measured`, which need no Ray; `Hub` adds the transport. Nothing that it is sent may
+import torch, which would make it start several seconds later.
 
 | who | calls | waits for |
 | --- | --- | --- |
@@ -33,8 +34,10 @@ from ddil_ray.training.cadence import Cadence
 if TYPE_CHECKING:
     from ddil_ray.training.wire import FlatWeights
 
-__all__ = ["Grant", "Hub", "HubState", "Measured", "Publication"]
+__all__ = ["LAID_OUT", "Grant", "Hub", "HubState", "Measured", "Publication"]
 
+LAID_OUT: dict[str, FlatWeights] = {}
+"""What the hub may take from this process: weights of `student` and `teacher`."""
 _RECORDS_KEPT = 10_000
 
 
@@ -52,16 +55,14 @@ class Grant:
 
 @dataclass(frozen=True)
 class Publication:
-    """Weights that lie ready in the process of an actor."""
+    """Weights that lie ready in the process of an actor, in its `LAID_OUT`: those of the student."""
 
     phase: int
     version: int
     source: Any
     """Handle of the actor."""
-    student: Any
-    """Called there, gives the student's FlatWeights."""
-    teacher: Any = None
-    """Called there, gives those of the phase's teacher; None for the given teacher."""
+    teacher: bool = False
+    """Whether those of the phase's teacher lie there too; else it is the given teacher."""
 
 
 @dataclass
@@ -208,10 +209,10 @@ class Hub:
         """
         if token != self.state.begun:
             return False
-        student, size = await self._fetch(publication.source, publication.student)
+        student, size = await self._fetch(publication.source, "student")
         teacher = self._teacher
         if publication.phase != self.state.phase:
-            teacher = publication.teacher and (await self._fetch(publication.source, publication.teacher))[0]
+            teacher = (await self._fetch(publication.source, "teacher"))[0] if publication.teacher else None
         if token != self.state.begun:
             return False
         self._student, self._teacher = student, teacher
@@ -295,13 +296,13 @@ class Hub:
         return records
 
     @staticmethod
-    async def _fetch(source: Any, give: Any) -> tuple[Any, int]:
-        """A reference to what `give` gives in the process of `source`, and its bytes.
+    async def _fetch(source: Any, whose: str) -> tuple[Any, int]:
+        """A reference to what lies ready in the process of `source`, and its bytes.
 
         Who calls a method of an actor owns what it returns: the weights are written to the store of the source's node
         once, and stay there when the source dies.
         """
-        weights, size = source.__ray_call__.options(num_returns=2).remote(_given, give)
+        weights, size = source.__ray_call__.options(num_returns=2).remote(_laid_out, whose)
         return weights, await size
 
     async def _notify(self) -> None:
@@ -309,7 +310,7 @@ class Hub:
             self._changed.notify_all()
 
 
-def _given(source: Any, give: Any) -> tuple[FlatWeights, int]:
+def _laid_out(source: Any, whose: str) -> tuple[FlatWeights, int]:
     """Called in the process of `source`."""
-    weights: FlatWeights = give()
+    weights = LAID_OUT[whose]
     return weights, sum(part.nbytes for part in weights.values())

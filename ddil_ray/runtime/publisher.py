@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -19,15 +18,13 @@ from torch import Tensor
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.runtime.admission import Stream
-from ddil_ray.runtime.hub import Publication
+from ddil_ray.runtime.hub import LAID_OUT, Publication
 from ddil_ray.training.wire import FlatWeights, Snapshot
 
 __all__ = ["Publisher"]
 
 _HEARTBEAT_S = 1.0
 """How often the hub is asked whether it is the one that was told."""
-_LAID_OUT: dict[str, FlatWeights] = {}
-"""What the hub may take from this process."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +132,9 @@ class Publisher:
             self._changed.notify_all()
 
     def _send(self, parcel: _Parcel) -> None:
-        _LAID_OUT["student"] = parcel.student.on_host()
+        LAID_OUT["student"] = parcel.student.on_host()
         if parcel.teacher is not None:
-            _LAID_OUT["teacher"] = parcel.teacher
+            LAID_OUT["teacher"] = parcel.teacher
         self._announce(parcel)
         free = self._sent if parcel.student.is_on_host else parcel  # what was laid out is kept
         with self._changed:
@@ -146,14 +143,8 @@ class Publisher:
 
     def _announce(self, parcel: _Parcel) -> None:
         """Let the hub take what is laid out."""
-        teacher = partial(_laid_out, "teacher") if parcel.teacher is not None else None
-        publication = Publication(parcel.phase, parcel.version, self._me, partial(_laid_out, "student"), teacher)
+        publication = Publication(parcel.phase, parcel.version, self._me, teacher=parcel.teacher is not None)
         while not ray.get(self._hub.publish.remote(self._token, publication)):
             if ray.get(self._hub.begun.remote()) != 0:
                 raise RunFailedError("The trainer must be the only one of its run, but another has begun.")
             self._begin()  # the hub was started again
-
-
-def _laid_out(name: str) -> FlatWeights:
-    """Called by the hub in this process."""
-    return _LAID_OUT[name]

@@ -254,7 +254,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"context": context, "store": store},
-        datasets={o.label: stream_factory(context, o, phases=phases) for o in recipe.priors.origins},
+        datasets={o.label: stream_factory(context, recipe, o, phases=phases) for o in recipe.priors.origins},
         dataset_config=StreamSplit(),
         # NCCL refuses two ranks on one GPU, which a share of less than one allows.
         torch_config=TorchConfig(backend=None if gpus >= 1 else "gloo"),

@@ -17,30 +17,26 @@ from ddil_ray.runtime.pools import follow_hub
 if TYPE_CHECKING:
     from ddil_ray.config import Role
     from ddil_ray.states.batch import Origin
+    from ddil_ray.training.recipe import Recipe
 
 __all__ = ["StreamSplit", "actor_pool", "stream_factory"]
 
 R = TypeVar("R", bound="Role")
 
 
-def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
+def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
     """What Ray Train calls at every start of the worker group to get the stream of `origin`.
 
     The stream has the requests of a whole run; after a restart its actors count from the step that the trainer resumed
-    at, and the requests left over at the end are never reached.
+    at, and the requests left over at the end are never reached. It is built in a process that need not import torch.
     """
+    blocks = _most_blocks(recipe, origin, phases=phases)
+    rows, labelled_apart = recipe.rows_per_block(origin), recipe.config.labels.placement == "pool"
+    role, labels = (_least(r) for r in (recipe.role_of(origin), recipe.config.labels))
 
     def build() -> Dataset:
-        from ddil_ray.runtime.stages import stream_plan
-        from ddil_ray.states.stretch import Stretch
-
-        recipe = context.recipe
         incarnation = ray.get(context.hub.incarnation.remote())
-        low, high = recipe.config.trainer.workers  # how many there will be is not known here
-        wholes = [Stretch(workers) for workers in range(low, high + 1)]
-        plans = [stream_plan(recipe, origin, phases=phases, start_step=0, max_staleness=0, stretch=s) for s in wholes]
-        requests = [pa.table({"place": pa.array([place])}) for place in range(max(map(len, plans)))]
-        role, labels = (_least(r) for r in (recipe.role_of(origin), recipe.config.labels))
+        requests = [pa.table({"place": pa.array([place])}) for place in range(blocks)]
         dataset = from_blocks(requests).map_batches(
             StageCall,
             fn_constructor_args=("ddil_ray.runtime.stages:StateStage", context, int(origin), incarnation),
@@ -48,12 +44,12 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
             **actor_pool(role),
         )
         names = [origin.label]
-        if recipe.config.labels.placement == "pool":
+        if labelled_apart:
             names.append(f"labels/{origin.label}")
             dataset = dataset.map_batches(
                 StageCall,
                 fn_constructor_args=("ddil_ray.runtime.stages:LabelStage", context),
-                batch_size=recipe.rows_per_block(origin),
+                batch_size=rows,
                 **actor_pool(labels),
             )
         dataset.set_name(origin.label)
@@ -62,6 +58,17 @@ def stream_factory(context: RunContext, origin: Origin, *, phases: int) -> Calla
         return dataset
 
     return build
+
+
+def _most_blocks(recipe: Recipe, origin: Origin, *, phases: int) -> int:
+    """Blocks of a whole run with any number of workers that it may have."""
+    from ddil_ray.runtime.stages import stream_plan
+    from ddil_ray.states.stretch import Stretch
+
+    low, high = recipe.config.trainer.workers
+    wholes = [Stretch(workers) for workers in range(low, high + 1)]
+    plans = [stream_plan(recipe, origin, phases=phases, start_step=0, max_staleness=0, stretch=s) for s in wholes]
+    return max(map(len, plans))
 
 
 def _least(role: R) -> R:

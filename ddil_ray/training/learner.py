@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -94,10 +95,11 @@ class Learner:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         outputs: list[LossOutput] = []
-        parts = torch.arange(len(batch)).chunk(self.settings.accumulate)
-        for i, rows in enumerate(parts):
+        each = math.ceil(len(batch) / self.settings.accumulate)
+        parts = [batch[start : start + each] for start in range(0, len(batch), each)]
+        for i, part in enumerate(parts):
             with contextlib.nullcontext() if i == len(parts) - 1 else self._without_exchange():
-                outputs.append(self._backward(batch[rows], len(rows) / len(batch), generator))
+                outputs.append(self._backward(part, len(part) / len(batch), generator))
         _check_finite(outputs)
         metrics |= outputs[-1].metrics
         losses = [output.per_row for output in outputs if output.per_row is not None]

@@ -60,12 +60,7 @@ class Snapshot:
             stream = torch.cuda.Stream(self._device)
             stream.wait_event(self._copied)
             with torch.cuda.stream(stream):
-                host = {
-                    name: torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True).copy_(
-                        buffer, non_blocking=True
-                    )
-                    for name, buffer in self._buffers.items()
-                }
+                host = {name: _pinned(buffer) for name, buffer in self._buffers.items()}
             stream.synchronize()
         return {name: _bits(buffer, name).numpy() for name, buffer in host.items()}
 
