@@ -8,6 +8,9 @@ ifeq ($(strip $(UV_FIND_LINKS)),)
 unexport UV_FIND_LINKS
 endif
 
+# One process for the tests that share a local Ray, one for all others.
+SPREAD := --numprocesses 2 --dist loadgroup
+
 .PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil clean
 
 demo: $(VENV)/.ok
@@ -17,10 +20,10 @@ demo-t2i: $(VENV)/.ok
 	$(BIN)/ddil-ray demo-t2i
 
 test: $(VENV)/.ok
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 test-all: $(VENV)/.ok
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest $(SPREAD) -m ""
 
 check: $(VENV)/.ok
 	$(BIN)/ruff check .

@@ -7,7 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cloudpickle
 import pytest
+from runs import small_run
+
+from ddil_ray.runtime.admission import Ask, Stream
+from ddil_ray.runtime.context import RunContext
+from ddil_ray.runtime.hub import Publication, laid_out
+from ddil_ray.runtime.stages import stream_plan
+from ddil_ray.runtime.streams import stream_factory
+from ddil_ray.states.batch import Origin
+from ddil_ray.training.recipe import Recipe
 
 PACKAGE = Path(__file__).parents[1] / "ddil_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -35,3 +45,15 @@ def test_an_actor_starts_without_model_libraries():
     heavy = "{'diffusers', 'transformers', 'peft', 'mlflow'}"
     script = f"import ddil_ray.runtime.stages, ddil_ray.runtime.worker, sys; assert not {heavy} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_what_the_hub_and_the_streams_processes_are_sent_loads_no_torch():
+    """It would cost each of them seconds before the first state is made."""
+    recipe = Recipe(small_run())
+    context = RunContext(recipe.config.model_dump(mode="json"), None, None, None, None, 0)
+    stream = Stream(stream_plan(recipe, Origin.STUDENT, phases=1, start_step=0, max_staleness=20), 1, 1)
+    publication = Publication(0, 0, None)
+    build = stream_factory(context, recipe, Origin.STUDENT, phases=1)
+    sent = cloudpickle.dumps([stream, Ask("student", 0, 0, (0, 0)), publication, laid_out, build])
+    script = "import cloudpickle, sys; cloudpickle.load(sys.stdin.buffer); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], input=sent).returncode == 0

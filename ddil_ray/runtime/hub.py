@@ -34,7 +34,7 @@ from ddil_ray.training.cadence import Cadence
 if TYPE_CHECKING:
     from ddil_ray.training.wire import FlatWeights
 
-__all__ = ["LAID_OUT", "Grant", "Hub", "HubState", "Measured", "Publication"]
+__all__ = ["LAID_OUT", "Grant", "Hub", "HubState", "Measured", "Publication", "laid_out"]
 
 LAID_OUT: dict[str, FlatWeights] = {}
 """What the hub may take from this process: weights of `student` and `teacher`."""
@@ -302,7 +302,7 @@ class Hub:
         Who calls a method of an actor owns what it returns: the weights are written to the store of the source's node
         once, and stay there when the source dies.
         """
-        weights, size = source.__ray_call__.options(num_returns=2).remote(_laid_out, whose)
+        weights, size = source.__ray_call__.options(num_returns=2).remote(laid_out, whose)
         return weights, await size
 
     async def _notify(self) -> None:
@@ -310,7 +310,7 @@ class Hub:
             self._changed.notify_all()
 
 
-def _laid_out(source: Any, whose: str) -> tuple[FlatWeights, int]:
-    """Called in the process of `source`."""
+def laid_out(source: Any, whose: str) -> tuple[FlatWeights, int]:
+    """What lies ready, and its bytes. Called in the process of the actor `source`."""
     weights = LAID_OUT[whose]
     return weights, sum(part.nbytes for part in weights.values())

@@ -30,31 +30,32 @@ def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phase
     The stream has the requests of a whole run; after a restart its actors count from the step that the trainer resumed
     at, and the requests left over at the end are never reached. It is built in a process that need not import torch.
     """
-    blocks = _most_blocks(recipe, origin, phases=phases)
-    rows, labelled_apart = recipe.rows_per_block(origin), recipe.config.labels.placement == "pool"
-    role, labels = (_least(r) for r in (recipe.role_of(origin), recipe.config.labels))
+    blocks, rows = _most_blocks(recipe, origin, phases=phases), recipe.rows_per_block(origin)
+    stream, name = int(origin), origin.label
+    states, labels = (actor_pool(_least(role)) for role in (recipe.role_of(origin), recipe.config.labels))
+    labelled_apart = recipe.config.labels.placement == "pool"
 
     def build() -> Dataset:
         incarnation = ray.get(context.hub.incarnation.remote())
         requests = [pa.table({"place": pa.array([place])}) for place in range(blocks)]
         dataset = from_blocks(requests).map_batches(
             StageCall,
-            fn_constructor_args=("ddil_ray.runtime.stages:StateStage", context, int(origin), incarnation),
+            fn_constructor_args=("ddil_ray.runtime.stages:StateStage", context, stream, incarnation),
             batch_size=1,
-            **actor_pool(role),
+            **states,
         )
-        names = [origin.label]
+        pools = [name]
         if labelled_apart:
-            names.append(f"labels/{origin.label}")
+            pools.append(f"labels/{name}")
             dataset = dataset.map_batches(
                 StageCall,
                 fn_constructor_args=("ddil_ray.runtime.stages:LabelStage", context),
                 batch_size=rows,
-                **actor_pool(labels),
+                **labels,
             )
-        dataset.set_name(origin.label)
+        dataset.set_name(name)
         _configure(dataset)
-        follow_hub(dataset, context.hub, names)
+        follow_hub(dataset, context.hub, pools)
         return dataset
 
     return build

@@ -37,6 +37,7 @@ def test_two_actors_measure_exactly_what_this_process_does():
     assert_same(measure_on_ray(benchmark, samplers, role), benchmark.measure(samplers))
 
 
+@pytest.mark.slow
 def test_blocks_of_an_actor_that_dies_are_made_again():
     from ddil_ray.runtime.evaluation import measure_on_ray
 

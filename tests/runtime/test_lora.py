@@ -19,6 +19,7 @@ ADAPTERS = 4 * (2 * (65 + 32) + 2 * (32 + 64))
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_of_adapters_publishes_and_checkpoints_adapters_alone(ray_cluster, run_dir):
     """Two rounds, the second taught by the adapters of the first, on states that do not depend on timing."""
     lora = {"rank": 2, "alpha": 4, "target_modules": ["inside", "outside"]}

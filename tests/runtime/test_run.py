@@ -63,41 +63,35 @@ def test_progressive_distillation_goes_from_teacher_to_student(run_dir):
 
 
 @pytest.mark.parametrize("objective", [PD, pytest.param(DMD2, marks=pytest.mark.slow)], ids=["pd", "dmd2"])
-def test_ray_changes_nothing_about_the_method(run_dir, objective):
-    """Forward and teacher states do not depend on timing: the losses are those of the same run without Ray."""
-    states = {"forward": 0.5, "teacher": 0.5}
+def test_ray_changes_nothing_about_the_method_nor_does_measuring_it(run_dir, objective):
+    """States that do not depend on timing: losses are those without Ray and without measuring.
+
+    A version whose covariate shift was measured has the figures that it has without Ray; the first and the last
+    publication always are.
+    """
+    settings = {"objective": objective, "states": {"forward": 0.5, "teacher": 0.5}}
+    shift = {"enabled": True, "every": 4, "num_samples": 32}
     url = f"file://{run_dir}"  # an fsspec URL: files are mirrored, checkpoints go through its filesystem
     placement = "pool" if objective is PD else "fused"
-    config = small_run(objective=objective, states=states, output=url, labels={"placement": placement})
-    distill(config)
-    here = config.model_copy(update={"output": run_dir})
-    inline = distill_inline(Recipe(config))
-    assert [r["loss"] for r in _training(here)] == pytest.approx([r["loss"] for r in inline.records], rel=1e-5)
-    assert (Path(run_dir) / "small" / "student" / "model.safetensors").exists()
-    assert list((Path(run_dir) / "small" / "checkpoints" / "attempt-1").glob("checkpoint_*"))
-
-
-def test_covariate_shift_is_measured_beside_training_and_changes_nothing(run_dir):
-    """Two rounds whose states do not depend on timing: losses are those without measuring, without Ray, and a version
-    that was measured has the figures that it has without Ray. The first and the last publication always are."""
-    states = {"forward": 0.5, "teacher": 0.5}
-    shift = {"enabled": True, "every": 4, "num_samples": 32}
-    config = small_run(objective=PD, states=states, output=run_dir, shift=shift)
+    config = small_run(**settings, output=url, labels={"placement": placement}, shift=shift)
     result = distill(config)
-    inline = distill_inline(Recipe(config))
-    unmeasured = distill_inline(Recipe(small_run(objective=PD, states=states)))
-    assert [r["loss"] for r in _training(config)] == pytest.approx([r["loss"] for r in unmeasured.records], rel=1e-5)
+    here, folder = config.model_copy(update={"output": run_dir}), Path(run_dir) / "small"
+    inline, unmeasured = (distill_inline(Recipe(c)) for c in (config, small_run(**settings)))
+    assert [r["loss"] for r in _training(here)] == pytest.approx([r["loss"] for r in unmeasured.records], rel=1e-5)
+    assert (folder / "student" / "model.safetensors").exists()
+    assert list((folder / "checkpoints" / "attempt-1").glob("checkpoint_*"))
+
     expected = {(r["phase"], r["step"]): r for r in inline.records if "loss" not in r}
-    assert list(expected) == [(n // 20, n) for n in range(0, 40, 4)]
-    measured = [r for r in _records(config) if "rollout/nonfinite" in r]
+    total = 20 * len(result.rounds)
+    assert list(expected) == [(n // 20, n) for n in range(0, total, 4)]
+    measured = [r for r in _records(here) if "rollout/nonfinite" in r]
     steps = [r["step"] for r in measured]
-    assert steps[0] == 0
-    assert steps[-1] == 36
+    assert (steps[0], steps[-1]) == (0, total - 4)
     assert steps == sorted(set(steps))
     for record in measured:
         assert record == pytest.approx(expected[record["phase"], record["step"]], rel=1e-3, abs=1e-6)
-    assert json.loads((Path(result.folder) / "metrics.json").read_text())["shift"] == measured[-1]
-    assert "Covariate shift" in (Path(result.folder) / "report.html").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["shift"] == measured[-1]
+    assert "Covariate shift" in (folder / "report.html").read_text()
 
 
 def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):
