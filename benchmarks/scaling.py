@@ -106,7 +106,7 @@ class Result:
     gpus: int
     rows_per_s: float
     stall: float
-    """Of rank 0."""
+    """Of the rank that waits most."""
     ideal: float
     """Rows per second of the slower of the trainer and its actors, at full speed and without any other cost."""
     predicted: float
@@ -136,7 +136,7 @@ def run(point: Point, address: str) -> Result:
         distill(config)
         records = [r for r in read_journal(Path(folder) / "run" / "metrics.jsonl") if "loss" in r]
     batch = point.rows * point.workers
-    seconds = [point.rows / r["throughput/samples_per_s"] for r in records]  # of rank 0
+    seconds = [batch / r["throughput/samples_per_s"] for r in records]
     stalls = [r["trainer/stall_share"] * s for r, s in zip(records, seconds, strict=True)]
     since = len(records) // 3  # the pipeline fills
     gpus = point.workers + sum(role.actors * role.pools for role in planned.roles)

@@ -89,9 +89,10 @@ class Stream:
     def lacks(self, block: int, *, phase: int, version: int, step: int) -> Lack | None:
         """What `block` waits for, None if nothing, while the trainer is at `step` of `phase` with weights of `version`.
 
-        A block beyond the plan, of a stream that is shorter than when it began, goes with the last one.
+        A block beyond the plan, whose stream was longer when training began, is never needed and waits for ever.
         """
-        block = min(block, len(self.plan) - 1)
+        if block >= len(self.plan):
+            return "credit"
         if self.plan.phases[block] != phase:
             return "phase"
         if self.plan.versions[block] > version:

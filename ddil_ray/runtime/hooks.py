@@ -42,8 +42,7 @@ class RayHooks:
             self.publisher.publish(learner.phase.index, step, student.values(), self._teacher)
 
     def log(self, record: dict[str, float]) -> None:
-        if self.rank == 0:
-            self.hub.push.remote(record)
+        self.hub.log.remote(record, self.rank, self.ranks)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:

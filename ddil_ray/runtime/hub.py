@@ -9,7 +9,7 @@ import torch, which would make it start several seconds later.
 | who | calls | waits for |
 | --- | --- | --- |
 | trainer rank 0 | begin, publish, push | nothing (a thread does the first two) |
-| every rank | should_stop(step) | nothing |
+| every rank | should_stop(step), log | nothing |
 | state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
 | streams' executors | pool_sizes, cannot_resize | nothing |
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ddil_ray.runtime.admission import Ask, Lack, Stream, StreamPlan, Work
+from ddil_ray.runtime.records import Ranks
 from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
 
@@ -164,7 +165,7 @@ class Measured:
             self.held = self.newest
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=100_000)  # every actor that waits is one
 class Hub:
     """`HubState` behind an actor, with the weights.
 
@@ -177,6 +178,7 @@ class Hub:
         self.state = HubState()
         self.sizing = Sizing(pools or {})
         self._cannot_resize: str | None = None
+        self._ranks = Ranks()
         self._measured = Measured(None if measure_every is None else Cadence(measure_every))
         self._changed = asyncio.Condition()
         self._student: Any = None
@@ -193,6 +195,9 @@ class Hub:
     async def begin(self, start_step: int, streams: dict[str, Stream], reached: int) -> int:
         """See `HubState.begin`."""
         token = self.state.begin(start_step, streams, reached, now=time.time_ns())
+        self._ranks.clear()
+        for name, stream in self.state.streams.items():  # of pools that told their sizes before
+            stream.actors = self.sizing.actors(name) or stream.actors
         await self._notify()
         return token
 
@@ -261,12 +266,16 @@ class Hub:
         """See `HubState.request_stop`."""
         self.state.request_stop()
 
-    async def push(self, record: dict[str, float]) -> None:
-        """Keep a record until the driver takes it, the trainer's with what actors did; the oldest go if it does not."""
-        if "loss" in record:
+    async def log(self, record: dict[str, float], rank: int, ranks: int) -> None:
+        """Keep the trainer's record, with what actors did, once every rank has given its own of that step."""
+        whole = self._ranks.add(record, rank, ranks)
+        if whole is not None:
             busy_s = {name: work.busy_s for name, work in self.state.works.items()}
-            self.sizing.observe(record, busy_s, now=time.monotonic())
-            record = record | self.state.work()
+            self.sizing.observe(whole, busy_s, now=time.monotonic())
+            self.state.records.append(whole | self.state.work())
+
+    async def push(self, record: dict[str, float]) -> None:
+        """Keep a record until the driver takes it; the oldest go if it does not."""
         self.state.records.append(record)
 
     async def pool_sizes(self, counts: dict[str, int]) -> dict[str, int]:

@@ -185,15 +185,35 @@ def _fitted(config: RunConfig) -> Recipe:
 
 
 def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> dict[int, DiffusionModel]:
-    """Train to the end on the connected Ray; the students of all phases."""
+    """Train to the end on the connected Ray, unless that was done before; the students of all phases."""
+    from ddil_ray.runtime.worker import load_shared
+
+    store = CheckpointStore(f"{folder.url}/checkpoints")
+    state, received = load_shared(store), None
+    total = recipe.config.trainer.steps * len(made.objective.phases)
+    if state is None or state["step"] < total:
+        received = _run_parts(recipe, made, store, folder, view)
+        state = load_shared(store)
+    if state is None:
+        raise RunFailedError("The run must leave a checkpoint, but left none.")
+    if state["step"] < total:
+        stop = received or signal.SIGTERM
+        raise RunStoppedError(
+            f"Stopped by {signal.Signals(stop).name} after step {state['step']} of {total}; everything is saved. "
+            f"Go on with `ddil-ray distill --resume {folder.url}`.",
+            signal=stop,
+        )
+    return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
+
+
+def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder: RunFolder, view: View) -> int | None:
+    """Start the parts on Ray and watch them until training has ended; the signal that ended it, if one did."""
     import ray
 
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
-    from ddil_ray.runtime.worker import load_shared
 
     config = recipe.config
-    store = CheckpointStore(f"{folder.url}/checkpoints")
     measure_every = config.shift.every if config.shift.enabled else None
     hub = Hub.remote(measure_every, pool_bounds(config))  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
@@ -210,17 +230,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
             if monitor is not None:
                 monitor.kill()
             ray.kill(hub)
-    state = load_shared(store)
-    if state is None:
-        raise RunFailedError("The run must leave a checkpoint, but left none.")
-    total = config.trainer.steps * len(made.objective.phases)
-    if state["step"] < total:
-        raise RunStoppedError(
-            f"Stopped by {signal.Signals(signals.received or signal.SIGTERM).name} after step {state['step']} of "
-            f"{total}; everything is saved. Go on with `ddil-ray distill --resume {folder.url}`.",
-            signal=signals.received or signal.SIGTERM,
-        )
-    return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
+        return signals.received
 
 
 def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> RunContext:

@@ -143,12 +143,13 @@ class Scaling:
             check_labels(config, ray.nodes())
         except ConfigError as error:
             return {"error": str(error)}
-        before, self._config = self._config, config
-        refused = ray.get(self._hub.resize.remote(pool_bounds(self._config)), timeout=10)
+        try:
+            refused = ray.get(self._hub.resize.remote(pool_bounds(config)), timeout=10)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return {"error": "The run's hub is being started again. Ask once more in a few seconds."}
         if refused is not None:
-            self._config = before
             return {"error": f"{refused}. Stop the run, and go on with `--resume` and other `num_actors`."}
-        self._asked = True
+        before, self._config, self._asked = self._config, config, True
         self._say("Resized: " + ", ".join(f"{role} {size}" for role, size in sizes.items()))
         return {"before": _sizes(before), "after": _sizes(config)}
 

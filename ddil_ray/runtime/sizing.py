@@ -143,6 +143,8 @@ class Sizing:
         changed = {}
         for name, count in counts.items():
             pool = self._pools[name]
+            if pool.count == 0:  # where this is new to pools that are at work, they keep their sizes
+                pool.aim(max(count, pool.wanted))
             if count != pool.count:
                 pool.count, pool.settling_s = count, self.rule.settle_s
                 pool.restart()

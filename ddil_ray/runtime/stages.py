@@ -31,6 +31,8 @@ from ddil_ray.training.wire import FlatWeights
 
 __all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "shared_tensor", "stream_plan"]
 
+_NO_PHASE = -1
+
 
 def best_device() -> torch.device:
     """CUDA where Ray gave this process a GPU or a share of one, else the CPU."""
@@ -74,6 +76,8 @@ def stream_plan(
         each_rank = (plan.progress(origin, rows)[taken:], needed + phase * steps, versions, np.full(len(last), phase))
         progress, needed, versions, phase_of = (np.repeat(column, ranks) for column in each_rank)
         parts.append(StreamPlan(phase_of, needed, versions, indices, progress))
+    if not parts:  # all is done
+        return StreamPlan(*np.zeros((len(fields(StreamPlan)), 0), int))
     return StreamPlan(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(StreamPlan)))
 
 
@@ -158,9 +162,9 @@ class StateStage(Stage):
         self.plan: StreamPlan = ray.get(context.hub.plan_of.remote(incarnation, self.origin.label))
 
     def __call__(self, batch: Columns) -> Columns:
-        """The rows of one request; none where the stream is shorter than when it began."""
-        place = min(int(batch["place"][0]), len(self.plan) - 1)
-        phase = int(self.plan.phases[place])
+        """The rows of one request. Beyond the plan, where training went on, it waits until its actor is dropped."""
+        place = int(batch["place"][0])
+        phase = int(self.plan.phases[place]) if place < len(self.plan) else _NO_PHASE
         self._admitted(self.origin.label, phase, place, self.maker if self.maker.student else None)
         rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
         index, progress = int(self.plan.indices[place]), float(self.plan.progress[place])

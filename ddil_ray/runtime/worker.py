@@ -57,7 +57,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         wire = WIRE_DTYPES[recipe.config.sync.dtype]
         hooks.publisher = Publisher(context.hub, loop.step, _streams(context, loop), float32_as=wire)
         if stretch.step > 0 and stretch.step == loop.step:
-            hooks.log({"step": loop.step, "trainer/workers": ranks, "rows/left_behind": state["held"] if state else 0})
+            left_behind = state["held"] if state else 0
+            context.hub.push.remote({"step": loop.step, "trainer/workers": ranks, "rows/left_behind": left_behind})
     loop.run()
     if hooks.publisher is not None:
         hooks.publisher.end()

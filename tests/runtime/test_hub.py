@@ -50,12 +50,11 @@ def test_labels_wait_for_their_phase_alone():
     assert _lacks(hub, None) is None
 
 
-def test_a_stream_beyond_its_plan_goes_with_its_last_block():
-    hub = _hub(_stream(needed=[0, 8], versions=[0, 4]))
-    hub.phase, hub.version = 0, 0
-    assert _lacks(hub, 7) == "weights"
-    hub.version = 4
-    assert _lacks(hub, 7) is None
+def test_a_block_beyond_the_plan_is_never_made():
+    """Requests are those of a whole run; where training goes on with fewer, nobody takes the rest."""
+    hub = _hub(_stream(needed=[0, 8]))
+    hub.phase, hub.version, hub.seen_step = 0, 0, 1000
+    assert [_lacks(hub, block) for block in (1, 2, 7)] == [None, "credit", "credit"]
 
 
 @given(

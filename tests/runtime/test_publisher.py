@@ -93,6 +93,20 @@ def test_a_hub_that_dies_is_told_everything_anew(run):
     assert _admitted(hub).version == 16
 
 
+def test_a_hub_that_pools_told_their_sizes_first_gives_as_many_credits(run):
+    """As one does that was started again: the executors ask it, in any order with the publisher."""
+    recipe, made, _ = run
+    hub = Hub.remote(None, {"student": (1, 16)})
+    assert ray.get(hub.pool_sizes.remote({"student": 5})) == {"student": 5}
+    trainer = Rank0.remote(hub, 0, streams(recipe, 2, ready=1))
+    ray.get(trainer.publish.remote(0, 0, tensors(made.teacher)))
+    calls = [hub.admit.remote(Ask("student", 0, block, (-1, -1))) for block in range(8)]
+    admitted, waiting = ray.wait(calls, num_returns=7, timeout=60)
+    assert (set(admitted), waiting) == (set(calls[:7]), calls[7:])  # that of step 0, five, and one that lies ready
+    assert not ray.wait(waiting, timeout=1)[0]
+    ray.kill(hub)
+
+
 def test_the_object_store_holds_no_more_weights_however_many_are_published(run):
     recipe, _, hub = run
     trainer = Rank0.remote(hub, 0, streams(recipe, 2))

@@ -93,6 +93,13 @@ def test_ray_changes_nothing_about_the_method_nor_does_measuring_it(run_dir, obj
     assert json.loads((folder / "metrics.json").read_text())["shift"] == measured[-1]
     assert "Covariate shift" in (folder / "report.html").read_text()
 
+    trained = _training(here)
+    again = distill(resumed_config(f"{url}/small", []), resume=True)  # nothing is left but to write the results
+    assert _training(here) == trained
+    for steps, model in result.rounds.items():
+        expected = model.network.state_dict()
+        assert all(torch.equal(t, expected[name]) for name, t in again.rounds[steps].network.state_dict().items())
+
 
 def test_two_workers_train_on_the_same_mixture_without_deadlock(run_dir):
     """500 steps, three sources, ramped priors, the tightest staleness that cannot stall."""

@@ -155,3 +155,9 @@ def test_a_restarted_stream_gets_the_size_that_it_had():
     sizing.resize({"student": (4, 4)})
     sizing.report({"student": 4})
     assert sizing.report({"student": 1})[0] == {"student": 4}
+
+
+def test_pools_that_are_at_work_keep_their_sizes_where_a_hub_is_new_to_them():
+    sizing = Sizing({"student": (2, 16), "teacher": (1, 1)})
+    assert sizing.report({"student": 10, "teacher": 3})[0] == {"student": 10, "teacher": 1}
+    assert sizing.actors("student") == 10
