@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ddil_ray.config import RunConfig
 from ddil_ray.runtime.run import distill
 from ddil_ray.tracking import View
 
-__all__ = ["Mark", "MarkedView", "merged", "run_on_ray"]
+__all__ = ["Mark", "MarkedView", "Stretch", "merged", "run_on_ray"]
 
 QUIET: dict[str, Any] = {
     "tracking": {"tracker": "none", "log_every": 5},
@@ -24,6 +25,7 @@ QUIET: dict[str, Any] = {
     "shift": {"enabled": False},
     "checkpoint": {"every": 10**6},
 }
+_AHEAD = "actors/blocks_ahead/"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Mark:
         """Updates done."""
         return int(self.record["step"])
 
+    def apart(self, other: Mark) -> float:
+        """Blocks by which actors were further ahead of the trainer at one than at the other, at most of any stream."""
+        return max(abs(other.record[name] - lead) for name, lead in self.record.items() if name.startswith(_AHEAD))
+
 
 @dataclass
 class Stretch:
@@ -47,6 +53,8 @@ class Stretch:
     steps: int
     seconds: float
     cpu_s: float
+    blocks_apart: float
+    """By how much the lead of the actors had changed: what they made too much or too little, see `Mark.apart`."""
 
 
 class MarkedView(View):
@@ -67,17 +75,38 @@ class MarkedView(View):
     def say(self, text: str) -> None:
         """See `View.say`."""
 
-    def stretch(self, *, after: int) -> Stretch:
-        """From the first record after `after` steps to the last one before the end: a run's end is no steady state."""
-        total = int(self.marks[-1].record["total_steps"])
-        inside = [mark for mark in self.marks if after <= mark.step < total]
-        # Of records that arrive together the last is the newest, and the time is its own.
-        first, last = _newest_of_poll(inside, inside[0]), inside[-1]
-        return Stretch(last.step - first.step, last.seconds - first.seconds, last.cpu_s - first.cpu_s)
+    def stretch(self, *, after: int, until: int, least: int) -> Stretch:
+        """The longest one of those whose actors were as far ahead at the end as at the begin, or nearly.
+
+        Actors work ahead of the trainer, at first until all that may lie ready does, and rest at a run's end, when all
+        blocks are made. Between two marks with the same lead they made the blocks that the trainer took.
+
+        Args:
+            after: steps done at its begin, at least.
+            until: steps done at its end, at most.
+            least: steps.
+
+        Raises:
+            RuntimeError: there is none with leads within a block.
+        """
+        inside = [mark for mark in _newest_of_polls(self.marks) if after <= mark.step <= until]
+        pairs = [pair for pair in itertools.combinations(inside, 2) if pair[1].step - pair[0].step >= least]
+        alike = [pair for pair in pairs if pair[0].apart(pair[1]) <= 1]
+        if not alike:
+            leads = [{n: v for n, v in mark.record.items() if n.startswith(_AHEAD)} for mark in inside]
+            raise RuntimeError(
+                f"No {least} steps between {after} and {until} begin and end with actors equally far ahead: {leads}"
+            )
+        first, last = min(alike, key=lambda pair: (pair[0].apart(pair[1]), pair[0].step - pair[1].step))
+        return Stretch(
+            last.step - first.step, last.seconds - first.seconds, last.cpu_s - first.cpu_s, first.apart(last)
+        )
 
 
-def _newest_of_poll(marks: list[Mark], mark: Mark) -> Mark:
-    return [m for m in marks if m.seconds - mark.seconds < 0.1][-1]
+def _newest_of_polls(marks: Sequence[Mark]) -> list[Mark]:
+    """Of records that arrive together the last is the newest, and what had been spent is its own."""
+    following = itertools.chain((mark.seconds for mark in marks[1:]), [float("inf")])
+    return [mark for mark, later in zip(marks, following, strict=True) if later - mark.seconds >= 0.1]
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:

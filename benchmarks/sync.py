@@ -2,14 +2,16 @@
 
 Beside it the copy of the same bytes, in a process of its own and in turn: into memory that is there (`memcpy`), and
 into memory that is new. A publication is counted from the call in the trainer; `stall` is how long that call takes,
-which is all that training waits for. The publisher, the hub and the loading are the library's own.
+which is all that training waits for. The publisher, the hub and the loading are the library's own. The object store
+holds `COPIES` of the largest size in shared memory: what does not fit goes to files, which are slower.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ SIZES_MB = (10, 100, 1000)
 TENSORS = 200
 WARM = 4
 """First publications of a size touch new memory of the object store, which takes seconds at a gigabyte."""
+COPIES = 4
+"""Publications of a size that the object store must hold: the new one, the last, and what is not yet freed."""
 _STREAM = "student"
 
 
@@ -120,11 +124,27 @@ def publications(nbytes: int, *, repeats: int) -> Iterator[dict[str, float]]:
             ray.kill(actor)
 
 
+def store_bytes(sizes_mb: Sequence[int], free: int) -> int:
+    """Of an object store for `COPIES` of the largest size and a tenth more, in `free` bytes of shared memory."""
+    return min(max(sizes_mb) * COPIES * 11 * 10**5, free)
+
+
+def sizes_that_fit(sizes_mb: Sequence[int], store: float) -> list[int]:
+    """Those of which `COPIES` fit an object store of so many bytes; says which do not."""
+    for size in sizes_mb:
+        if size * COPIES * 10**6 > store:
+            print(f"{size} MB left out: {COPIES} copies do not fit an object store of {store / 1e6:,.0f} MB.")
+    return [size for size in sizes_mb if size * COPIES * 10**6 <= store]
+
+
 def measure(quick: bool) -> Outcome:
-    """All sizes."""
+    """All sizes that shared memory holds."""
+    import ray
+
     rows, figures, ratios = [], {}, {}
-    with ray_session(cpus=4):
-        for size in SIZES_MB[:2] if quick else SIZES_MB:
+    sizes = SIZES_MB[:2] if quick else SIZES_MB
+    with ray_session(cpus=4, store_bytes=store_bytes(sizes, shutil.disk_usage("/dev/shm").free)):
+        for size in sizes_that_fit(sizes, min(node["Resources"]["object_store_memory"] for node in ray.nodes())):
             found = list(publications(size * 10**6, repeats=3 if quick else 8))
             figures[f"{size} MB"] = found
             medians = measuring.medians({name: [f[name] for f in found] for name in found[0]})

@@ -36,7 +36,7 @@ from ddil_ray.training.inline import state_maker
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.placement import trained
 from ddil_ray.training.producer import Expert
-from ddil_ray.training.recipe import Ingredients, Recipe
+from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
 from ddil_ray.training.wire import WIRE_DTYPES, flatten_weights
 
 __all__ = ["COPY_BYTES_PER_S", "PROGRESS", "Costs", "PhaseCosts", "counted", "declared", "measured"]
@@ -54,7 +54,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 @dataclass(frozen=True)
 class PhaseCosts:
-    """Seconds of one actor in one phase."""
+    """Seconds of one actor in one phase, on the device of its role."""
 
     state_s: Mapping[Origin, np.ndarray]
     """A block of each source without its labels, at each of `PROGRESS`."""
@@ -84,7 +84,7 @@ def declared(recipe: Recipe, made: Ingredients) -> Costs:
     student = recipe.student_of(made.teacher)
     stages = _Stages(recipe, _small(made), replace(student, sample_shape=_dot(student)), "cpu")
     update_s = stages.update_s(_virtually)
-    return _Costs(stages, _virtually, _DRAWN).of(made, "declared", update_s=update_s, publication_s=0.0)
+    return _Costs.alike(stages, _virtually, _DRAWN).of(made, "declared", update_s=update_s, publication_s=0.0)
 
 
 def measured(recipe: Recipe, made: Ingredients) -> Costs:
@@ -94,29 +94,54 @@ def measured(recipe: Recipe, made: Ingredients) -> Costs:
     stages, timer = _Stages(recipe, made, student, device), partial(_by_the_clock, device)
     update_s = stages.update_s(timer)
     publication_s = timer(lambda: flatten_weights(stages.student.network))
-    return _Costs(stages, timer, 1).of(made, "measured", update_s=update_s, publication_s=publication_s)
+    return _Costs.alike(stages, timer, 1).of(made, "measured", update_s=update_s, publication_s=publication_s)
 
 
 @virtual_time()
-def counted(recipe: Recipe, made: Ingredients, accelerator: Accelerator) -> Costs:
-    """Of the run's own networks by their floating-point operations on `accelerator`; no tensor of theirs is computed.
+def counted(recipe: Recipe, made: Ingredients, accelerators: Mapping[str, Accelerator]) -> Costs:
+    """Of the run's own networks by their floating-point operations; no tensor of theirs is computed.
 
-    Stand-ins, which know the FLOP of a row, roll out and label in virtual time; the update is run without memory.
+    Stand-ins, which know the seconds of a row, roll out and label in virtual time; the update is run without memory.
+
+    Args:
+        recipe: the run.
+        made: its ingredients.
+        accelerators: what each role runs on, by config group.
     """
     config, student = recipe.config, recipe.student_of(made.teacher)
-    trained_in = config.trainer.precision
-    taught_in = trained_in if config.teacher.dtype == "fp32" else config.teacher.dtype
-    work = count_update(recipe, made)
-    update_s = accelerator.seconds(training_flop=work.training, inference_flop=work.inference, precision=trained_in)
-    of_teacher, of_student = (
-        accelerator.seconds(training_flop=0.0, inference_flop=flop, precision=precision)
-        for flop, precision in zip(count_forward(recipe, made), (taught_in, trained_in), strict=True)
+    work, flop = count_update(_largest(recipe), made), count_forward(recipe, made)
+    update_s = accelerators["trainer"].seconds(
+        training_flop=work.training, inference_flop=work.inference, precision=config.trainer.precision
     )
-    stood_in = replace(_small(made), teacher=_stand_in(made.teacher, of_teacher))
-    stages = _Stages(Recipe(_plainly_placed(config)), stood_in, _stand_in(student, of_student), "cpu")
-    costs = _Costs(stages, _virtually, _DRAWN).of(made, "counted", update_s=update_s, publication_s=0.0)
+
+    def stages(*, on: str, at: str) -> _Stages:
+        """On the device of a role, at the work of one."""
+        of_teacher, of_student = (
+            accelerators[on].seconds(training_flop=0.0, inference_flop=each, precision=precision)
+            for each, precision in zip(flop, _precisions(config, at), strict=True)
+        )
+        stood_in = replace(_small(made), teacher=_stand_in(made.teacher, of_teacher))
+        return _Stages(Recipe(_plainly_placed(config)), stood_in, _stand_in(student, of_student), "cpu")
+
+    pooled, roles = config.labels.placement == "pool", {o: ROLE_OF_ORIGIN[o] for o in recipe.priors.origins}
+    states = {o: stages(on=role, at=role) for o, role in roles.items()}
+    labels = {o: stages(on="labels" if pooled else role, at="labels") for o, role in roles.items()}
+    costs = _Costs(states, labels, _virtually, _DRAWN).of(made, "counted", update_s=update_s, publication_s=0.0)
     weight_bytes = _bytes(student, recipe)
     return replace(costs, weight_bytes=weight_bytes, publication_s=weight_bytes / COPY_BYTES_PER_S)
+
+
+def _precisions(config: RunConfig, role: str) -> tuple[str, str]:
+    """What teacher and student run in at the work of `role`, see `placement`: a teacher's own dtype comes first."""
+    precision = getattr(getattr(config, role), "precision", None) or config.trainer.precision
+    return precision if config.teacher.dtype == "fp32" else config.teacher.dtype, precision
+
+
+def _largest(recipe: Recipe) -> Recipe:
+    """The run with as many workers as may be."""
+    trainer = recipe.config.trainer
+    trainer = trainer.model_copy(update={"num_workers": trainer.workers[1]})
+    return Recipe(recipe.config.model_copy(update={"trainer": trainer}))
 
 
 def _stand_in(model: DiffusionModel, seconds: float) -> DiffusionModel:
@@ -193,45 +218,55 @@ class _Stages:
 class _Costs:
     """Times what actors do."""
 
-    stages: _Stages
+    states: Mapping[Origin, _Stages]
+    """Where blocks of each source are made."""
+    labels: Mapping[Origin, _Stages]
+    """Where they are labelled."""
     timer: Timer
     drawn: int
     """Mixed blocks to time at each of `PROGRESS`."""
 
+    @classmethod
+    def alike(cls, stages: _Stages, timer: Timer, drawn: int) -> _Costs:
+        """Where all roles have the same device."""
+        everywhere = dict.fromkeys(stages.recipe.priors.origins, stages)
+        return cls(everywhere, everywhere, timer, drawn)
+
     def of(self, made: Ingredients, basis: str, *, update_s: float, publication_s: float) -> Costs:
         """All costs, with those that are known; `made` has the samples of full size."""
-        stages = self.stages
+        origin, stages = next(iter(self.states.items()))
         phases = tuple(self._phase(index) for index in range(len(stages.made.objective.phases)))
         stages.enter(0)
-        columns = stages.label(stages.states(stages.recipe.priors.origins[0], rows=2)).to_columns()
+        columns = stages.label(stages.states(origin, rows=2)).to_columns()
         larger = math.prod(made.teacher.sample_shape) // math.prod(stages.made.teacher.sample_shape)
         row_bytes = sum(column.nbytes * (larger if column.ndim > 2 else 1) for column in columns.values()) // 2
         return Costs(basis, phases, update_s, publication_s, row_bytes, _bytes(stages.student, stages.recipe))
 
     def _phase(self, phase: int) -> PhaseCosts:
-        self.stages.enter(phase)
         state_s, label_s = {}, {}
-        for origin in self.stages.recipe.priors.origins:
-            rows = self.stages.recipe.rows_per_block(origin)
+        for origin, stages in self.states.items():
+            stages.enter(phase)
+            self.labels[origin].enter(phase)
+            rows = stages.recipe.rows_per_block(origin)
             state_s[origin] = self._states(origin, phase, rows)
-            block = self.stages.states(origin, rows=rows, phase=phase)
-            label_s[origin] = self.timer(partial(self.stages.label, block))
+            block = stages.states(origin, rows=rows, phase=phase)
+            label_s[origin] = self.timer(partial(self.labels[origin].label, block))
         return PhaseCosts(state_s, label_s)
 
     def _states(self, origin: Origin, phase: int, rows: int) -> np.ndarray:
-        indices = itertools.count()
+        indices, stages = itertools.count(), self.states[origin]
 
         def mean(progress: float, blocks: int) -> float:
             return statistics.fmean(
                 self.timer(
-                    lambda: self.stages.states(origin, rows=rows, phase=phase, index=next(indices), progress=progress)
+                    lambda: stages.states(origin, rows=rows, phase=phase, index=next(indices), progress=progress)
                 )
                 for _ in range(blocks)
             )
 
         if origin is not Origin.MIXED:
             return np.full(len(PROGRESS), mean(0.0, 1))
-        chance = self.stages.recipe.mixing.teacher_probability
+        chance = stages.recipe.mixing.teacher_probability
         if chance.start == chance.end:
             return np.full(len(PROGRESS), mean(0.0, self.drawn * len(PROGRESS)))
         return np.array([mean(progress, self.drawn) for progress in PROGRESS])

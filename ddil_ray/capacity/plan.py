@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,28 +77,25 @@ class Capacity:
     """Rows per second of as many GPUs that make their own states: `naive`, `synchronised`."""
 
 
-def capacity(recipe: Recipe, made: Ingredients, costs: Costs, *, slower: Mapping[str, float] | None = None) -> Capacity:
+def capacity(recipe: Recipe, made: Ingredients, costs: Costs) -> Capacity:
     """What `recipe` needs and delivers.
 
     Args:
         recipe: the run, with the number of actors that is asked about.
         made: its ingredients.
-        costs: on one device.
-        slower: by role, seconds on its device over those in `costs`; 1 where it is left out.
+        costs: of its parts.
     """
-    slower = slower or {}
     config, trainer = recipe.config, recipe.config.trainer
-    phases = [list(sources_of(recipe, made, costs, phase, slower)) for phase in range(len(costs.phases))]
-    update_s = costs.update_s * slower.get("trainer", 1.0)
-    update = Update(update_s, config.sync.every, costs.publication_s)
-    ideal = trainer.batch_size / (update_s + costs.publication_s / config.sync.every)
+    phases = [list(sources_of(recipe, made, costs, phase)) for phase in range(len(costs.phases))]
+    update = Update(costs.update_s, config.sync.every, costs.publication_s)
+    ideal = trainer.batch_size / (costs.update_s + costs.publication_s / config.sync.every)
     found = [_forecast(recipe, made, sources, update) for sources in phases]
     steps = np.array([f.step_s for f in found])
     loads = [_loads(recipe, sources) for sources in phases]
     rows_per_s = trainer.batch_size / float(steps.mean())
     return Capacity(
         workers=trainer.workers[1],
-        update_s=update_s,
+        update_s=costs.update_s,
         step_s=float(steps.mean()),
         rows_per_s=rows_per_s,
         ideal_rows_per_s=ideal,
@@ -119,7 +116,7 @@ def capacity(recipe: Recipe, made: Ingredients, costs: Costs, *, slower: Mapping
             "share": costs.publication_s / (config.sync.every * float(steps.mean())),
         },
         traffic=_traffic(recipe, phases, costs, float(steps.mean())),
-        inline=_inline(recipe, phases[0], update_s, gpus=_gpus(recipe, phases[0])),
+        inline=_inline(recipe, phases[0], costs.update_s, gpus=_gpus(recipe, phases[0])),
     )
 
 
@@ -135,17 +132,15 @@ def resized(recipe: Recipe, made: Ingredients, costs: Costs, split: Split) -> tu
     return other, made, replace(costs, update_s=costs.update_s * before / split.workers)
 
 
-def split_of(
-    recipe: Recipe, made: Ingredients, costs: Costs, *, gpus: float, slower: Mapping[str, float] | None = None
-) -> Split | None:
+def split_of(recipe: Recipe, made: Ingredients, costs: Costs, *, gpus: float) -> Split | None:
     """The best split of `gpus` for the phase that needs most per row; None where they are too few.
 
     Roles without GPUs get what they need beside it.
     """
-    slower, trainer = slower or {}, recipe.config.trainer
-    phases = [list(sources_of(recipe, made, costs, phase, slower)) for phase in range(len(costs.phases))]
+    trainer = recipe.config.trainer
+    phases = [list(sources_of(recipe, made, costs, phase)) for phase in range(len(costs.phases))]
     loads = list(_heaviest([_loads(recipe, sources) for sources in phases]).values())
-    per_row = costs.update_s * slower.get("trainer", 1.0) * trainer.workers[1] / trainer.batch_size
+    per_row = costs.update_s * trainer.workers[1] / trainer.batch_size
     worker_s = {n: per_row for n in range(1, int(gpus) + 1) if trainer.batch_size % (n * trainer.accumulate) == 0}
     worker_gpus = _gpus_each(trainer.num_gpus)
     split = best_split([load for load in loads if load.gpus], gpus=gpus, worker_s=worker_s, worker_gpus=worker_gpus)

@@ -59,7 +59,7 @@ def best_split(
     head-room: no other split of whole actors feeds more.
 
     Args:
-        loads: of all roles but the trainer.
+        loads: of all roles that share the GPUs with the trainer; none where it has them to itself.
         gpus: to split.
         worker_s: seconds per row of one worker, by the number of workers that may be.
         worker_gpus: per trainer worker.
@@ -74,6 +74,8 @@ def _with_workers(loads: Sequence[Load], workers: int, gpus: float, seconds: flo
     left, trainer = gpus - sum(_cost(load) for load in loads), workers / seconds
     if left < -1e-9:
         return None
+    if not loads:
+        return Split(workers, actors, trainer, trainer)
     slowest = min(loads, key=lambda load: load.rate(actors[load.role]))
     while _cost(slowest) <= left + 1e-9 and slowest.rate(actors[slowest.role]) < HEADROOM * trainer:
         actors[slowest.role] += 1

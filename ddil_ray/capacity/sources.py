@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from ddil_ray.capacity.costs import PROGRESS, Costs
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.training.producer import USES_STUDENT
-from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Ingredients, Recipe
+from ddil_ray.training.recipe import Ingredients, Recipe
 
 __all__ = ["Source", "sources_of"]
 
@@ -60,21 +60,18 @@ class Source:
         return -(-oldest // every) * every
 
 
-def sources_of(
-    recipe: Recipe, made: Ingredients, costs: Costs, phase: int, slower: Mapping[str, float]
-) -> Iterator[Source]:
+def sources_of(recipe: Recipe, made: Ingredients, costs: Costs, phase: int) -> Iterator[Source]:
     """The sources of `phase`; see `capacity` for the arguments."""
     pooled, plan = recipe.config.labels.placement == "pool", made.plans[phase]
     for origin in recipe.priors.origins:
-        role = slower.get(ROLE_OF_ORIGIN[origin], 1.0)
         trained = sum(plan.counts(step)[origin] for step in range(plan.steps))
         most = max(recipe.priors.at(progress)[origin] for progress in np.linspace(0, 1, 21))
         yield Source(
             origin,
             plan,
             recipe.rows_per_block(origin),
-            costs.phases[phase].state_s[origin] * role,
-            costs.phases[phase].label_s[origin] * (slower.get("labels", 1.0) if pooled else role),
+            costs.phases[phase].state_s[origin],
+            costs.phases[phase].label_s[origin],
             most * float(plan.fresh(origin)[-1]) / max(1, trained),
             pooled,
             _made(recipe, origin),
@@ -86,4 +83,4 @@ def _made(recipe: Recipe, origin: Origin) -> float:
     kept = recipe.config.teacher_rollouts.keep_rows
     if origin is not Origin.TEACHER or kept is None:
         return math.inf
-    return kept / recipe.rows_per_block(origin) / recipe.config.trainer.workers[0]
+    return -(-kept // recipe.rows_per_block(origin)) / recipe.config.trainer.workers[1]

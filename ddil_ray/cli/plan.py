@@ -70,27 +70,26 @@ def plan_of(recipe: Any, *, gpus: int | None, accelerator: str | None) -> dict[s
 
     from ddil_ray.capacity.plan import capacity, resized, split_of
 
-    known = _accelerators(recipe, accelerator) if accelerator is not None else {}
+    known = None if accelerator is None else _accelerators(recipe, accelerator)
     made = recipe.ingredients()
-    costs = _costs(recipe, made, known.get("trainer"))
-    slower = _slower(recipe, known) if costs.basis == "counted" else {}
+    costs = _costs(recipe, made, known)
     found = {
         "basis": f"counted on {recipe.config.trainer.accelerator_type or accelerator}"
         if costs.basis == "counted"
         else costs.basis,
-        "capacity": asdict(capacity(recipe, made, costs, slower=slower)),
+        "capacity": asdict(capacity(recipe, made, costs)),
         "memory": memory_of(recipe, made),
         "cluster": _cluster(recipe.config),
         "split": None,
     }
     if gpus is not None:
-        split = split_of(recipe, made, costs, gpus=gpus, slower=slower)
+        split = split_of(recipe, made, costs, gpus=gpus)
         if split is None:
             raise ConfigError(
                 f"`--gpus` must suffice for one worker and one actor of every source, but is {gpus} instead. Raise it, "
                 "or give roles less than a whole GPU by `num_gpus`."
             )
-        better = capacity(*resized(recipe, made, costs, split), slower=slower)
+        better = capacity(*resized(recipe, made, costs, split))
         found["split"] = {"gpus": gpus, "settings": _settings(split), "capacity": asdict(better)}
     return found
 
@@ -106,23 +105,15 @@ def _accelerators(recipe: Any, default: str) -> dict[str, Any]:
     return found
 
 
-def _slower(recipe: Any, accelerators: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of every role, on its own accelerator and in its own precision, over what the trainer's would take."""
-    usual = recipe.config.trainer.precision
-    base = accelerators["trainer"].peak(usual)
-    own = {role: getattr(getattr(recipe.config, role), "precision", None) or usual for role in accelerators}
-    return {role: base / each.peak(own[role]) for role, each in accelerators.items()}
-
-
-def _costs(recipe: Any, made: Any, accelerator: Any) -> Any:
+def _costs(recipe: Any, made: Any, accelerators: Mapping[str, Any] | None) -> Any:
     from ddil_ray.capacity.costs import counted, declared, measured
     from ddil_ray.simulation.network import SimulatedNetwork
 
-    if accelerator is None:
+    if accelerators is None:
         return measured(recipe, made)
     if isinstance(made.teacher.network, SimulatedNetwork):
         return declared(recipe, made)
-    return counted(recipe, made, accelerator)
+    return counted(recipe, made, accelerators)
 
 
 def _cluster(config: Any) -> str | None:

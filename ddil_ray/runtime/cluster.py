@@ -69,12 +69,13 @@ def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
+def ray_session(*, cpus: int, verbose: bool = False, store_bytes: int = 512 * 2**20) -> Iterator[None]:
     """Be connected to Ray: the cluster of RAY_ADDRESS, one already connected to, or a local one for this command.
 
     Args:
         cpus: logical CPUs that a local Ray has at least.
         verbose: let Ray speak.
+        store_bytes: of a local Ray's object store.
 
     Raises:
         ConfigError: the cluster cannot be reached.
@@ -96,7 +97,7 @@ def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, cpus),
             "include_dashboard": verbose,
-            "object_store_memory": 512 * 2**20,
+            "object_store_memory": store_bytes,
         }
     else:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}

@@ -125,7 +125,11 @@ class KeptBlocks:
 
 
 def _determined_by(recipe: Recipe, conditions: Tensor) -> str:
-    """All settings that a row or its label depends on. Where data and teacher lie is no part of it."""
+    """All settings that a row or its label depends on.
+
+    Where the teacher lies is no part of it, since `KeptBlocks` looks at its weights. Where the data lie is: of what
+    they hold the conditions alone are looked at, which tells neither images nor prompts of two data sets apart.
+    """
     config = recipe.config
     settings = {
         "format": _FORMAT,

@@ -8,7 +8,7 @@ from runs import small_run
 from tiny import save_pipeline
 
 from ddil_ray.capacity.accelerators import ACCELERATORS, Accelerator
-from ddil_ray.capacity.costs import counted, declared, measured
+from ddil_ray.capacity.costs import _precisions, counted, declared, measured
 from ddil_ray.capacity.counting import count_forward
 from ddil_ray.config import load_config
 from ddil_ray.simulation import MODELS
@@ -16,7 +16,9 @@ from ddil_ray.states.batch import Origin
 from ddil_ray.training.recipe import Recipe
 
 SD15 = MODELS["sd15"].times
+ROLES = ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels")
 TRAINED = SD15.forward + SD15.backward
+TEACHER = {"forward": 0.5, "teacher": 0.5}
 SIMULATED = {
     "teacher": {"model": "ddil_ray.simulation:sd15", "guidance": 1.0},
     "data": {"source": "ddil_ray.simulation:sd15_latents"},
@@ -104,13 +106,72 @@ def test_operations_of_real_networks_are_counted_without_computing_them(tiny):
     made = recipe.ingredients()
     of_teacher, of_student = count_forward(recipe, made)
     unit = Accelerator(half=1e-12, full=1e-12)  # an operation per second
-    costs = counted(recipe, made, unit)
+    costs = counted(recipe, made, dict.fromkeys(ROLES, unit))
     assert of_student / of_teacher == pytest.approx(1.0, rel=0.01)  # told its guidance
     assert costs.phases[0].label_s[Origin.FORWARD] == pytest.approx(32 * 2 * of_teacher / 0.40)
     assert costs.phases[0].state_s[Origin.STUDENT] == pytest.approx([32 * of_student / 0.40] * 5)
     trained = (costs.update_s / (4 * of_student) - 1 / 0.40) * 0.28
     assert 3.4 < trained <= 4.0
-    assert counted(recipe, made, ACCELERATORS["A100"]).update_s == pytest.approx(costs.update_s / 312e12)
+    assert counted(recipe, made, dict.fromkeys(ROLES, ACCELERATORS["A100"])).update_s == pytest.approx(
+        costs.update_s / 312e12
+    )
+
+
+def counted_on(accelerators, **changes):
+    """(costs, operations of a row of the teacher, of the student) of a small run, half of teacher states."""
+    plain = Recipe(small_run(states=TEACHER))
+    made, recipe = plain.ingredients(), Recipe(small_run(**{"states": TEACHER, **changes}))
+    return counted(recipe, made, accelerators), *count_forward(plain, made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rollouts", "labels"),
+    [
+        ({}, ("fp32", "fp32"), ("fp32", "fp32")),
+        ({"teacher": {"dtype": "bf16"}}, ("bf16", "fp32"), ("bf16", "fp32")),
+        ({"teacher": {"dtype": "bf16"}, "labels": {"precision": "fp16"}}, ("bf16", "fp32"), ("bf16", "fp16")),
+        ({"teacher_rollouts": {"precision": "bf16"}}, ("bf16", "bf16"), ("fp32", "fp32")),
+        ({"trainer": {"precision": "bf16"}, "labels": {"precision": "fp32"}}, ("bf16", "bf16"), ("fp32", "fp32")),
+    ],
+)
+def test_a_teacher_runs_in_its_own_dtype_and_other_networks_in_the_precision_of_the_work(changes, rollouts, labels):
+    config = small_run(**changes)
+    assert _precisions(config, "teacher_rollouts") == rollouts
+    assert _precisions(config, "labels") == labels
+
+
+def test_what_half_precision_gains_is_counted_once():
+    """It is 16 times as fast on an A100, whether the teacher's weights, its labels' precision, or both are halves."""
+    a100 = dict.fromkeys(ROLES, ACCELERATORS["A100"])
+    halves = {"teacher": {"dtype": "bf16"}, "labels": {"precision": "bf16"}}
+    costs, of_teacher, _ = counted_on(a100, **halves)
+    assert costs.phases[0].label_s[Origin.TEACHER] == pytest.approx(16 * 2 * of_teacher / (312e12 * 0.40))
+
+
+def test_every_role_has_its_own_device_and_every_network_there_its_own_precision():
+    """Rollouts are made and labelled on a device ten times as fast, by students of fp32 and a teacher of bf16."""
+    slow, fast = Accelerator(half=2e-12, full=1e-12), Accelerator(half=20e-12, full=10e-12)
+    on = {**dict.fromkeys(ROLES, slow), "student_rollouts": fast}
+    costs, of_teacher, of_student = counted_on(
+        on, states={"forward": 0.5, "student": 0.5}, teacher={"dtype": "bf16"}, labels={"precision": "fp32"}
+    )
+    (phase,) = costs.phases
+    assert phase.state_s[Origin.STUDENT] == pytest.approx([16 * of_student / (10 * 0.40)] * 5)
+    assert phase.label_s[Origin.STUDENT] == pytest.approx(16 * 2 * of_teacher / (20 * 0.40))
+    assert phase.label_s[Origin.FORWARD] == pytest.approx(16 * 2 * of_teacher / (2 * 0.40))
+
+
+def test_labels_of_a_pool_are_counted_on_its_device():
+    slow, fast = Accelerator(half=2e-12, full=1e-12), Accelerator(half=20e-12, full=10e-12)
+    costs, of_teacher, _ = counted_on({**dict.fromkeys(ROLES, slow), "labels": fast}, labels={"placement": "pool"})
+    assert costs.phases[0].label_s[Origin.FORWARD] == pytest.approx(16 * 2 * of_teacher / (10 * 0.40))
+
+
+def test_an_elastic_trainer_is_counted_with_as_many_workers_as_may_be():
+    unit = dict.fromkeys(ROLES, Accelerator(half=1e-12, full=1e-12))
+    two, elastic, one = (counted_on(unit, trainer={"num_workers": n})[0] for n in (2, (1, 2), 1))
+    assert elastic.update_s == pytest.approx(two.update_s)
+    assert one.update_s == pytest.approx(2 * two.update_s, rel=0.01)
 
 
 def test_stages_are_timed_by_the_clock():

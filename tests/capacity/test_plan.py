@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from runs import small_run
 
 from ddil_ray.capacity.costs import declared
 from ddil_ray.capacity.plan import capacity, resized, split_of
+from ddil_ray.capacity.sources import sources_of
 from ddil_ray.simulation import MODELS
+from ddil_ray.states.batch import Origin
 from ddil_ray.training.recipe import Recipe
 
 SD15 = MODELS["sd15"].times
@@ -32,6 +36,20 @@ def run(**changes):
     return recipe, made, declared(recipe, made)
 
 
+def slowed(found, origin, by):
+    """`found` of `run` with states and labels of `origin` that take `by` times as long."""
+    recipe, made, costs = found
+    phases = tuple(
+        replace(
+            phase,
+            state_s={**phase.state_s, origin: phase.state_s[origin] * by},
+            label_s={**phase.label_s, origin: phase.label_s[origin] * by},
+        )
+        for phase in costs.phases
+    )
+    return recipe, made, replace(costs, phases=phases)
+
+
 def test_roles_need_what_their_passes_take():
     """Half of 16 rows per update of 8 rows: a guided label each, and a student's pass more for rollouts."""
     found = capacity(*run())
@@ -49,8 +67,7 @@ def test_roles_need_what_their_passes_take():
 
 def test_a_role_that_is_too_small_limits_the_run_and_is_named():
     """Four times the work of a label makes one actor of forward states the limit."""
-    recipe, made, costs = run()
-    found = capacity(recipe, made, costs, slower={"forward_states": 4.0})
+    found = capacity(*slowed(run(), Origin.FORWARD, 4.0))
     forward = found.roles[0]
     assert forward.needed > 1 == forward.actors
     assert forward.recommended == 2
@@ -61,10 +78,8 @@ def test_a_role_that_is_too_small_limits_the_run_and_is_named():
 
 def test_weights_that_must_be_young_are_named_where_they_hold_the_run_up():
     """Rollouts as long as several updates, of weights at most four steps old: actors wait for weights, not for work."""
-    recipe, made, costs = run(
-        sync={"every": 1}, replay={"max_staleness": 4}, student_rollouts={"batch_size": 4, "num_actors": 32}
-    )
-    found = capacity(recipe, made, costs, slower={"student_rollouts": 24.0})
+    young = run(sync={"every": 1}, replay={"max_staleness": 4}, student_rollouts={"batch_size": 4, "num_actors": 32})
+    found = capacity(*slowed(young, Origin.STUDENT, 24.0))
     assert found.roles[1].utilisation < 0.5
     assert found.stall > 0.2
     assert "max_staleness" in found.phases[0].limit
@@ -73,9 +88,11 @@ def test_weights_that_must_be_young_are_named_where_they_hold_the_run_up():
 def test_kept_teacher_rollouts_cost_nothing_when_they_come_again():
     """One actor of three times the work it can do limits the run until what is kept is there."""
     teacher = {"batch_size": 4, "num_gpus": 1}
-    states, slow = {"forward": 0.5, "teacher": 0.5}, {"teacher_rollouts": 3.0}
-    always = capacity(*run(states=states, teacher_rollouts=teacher), slower=slow)
-    kept = capacity(*run(states=states, teacher_rollouts={**teacher, "keep_rows": 64}), slower=slow)
+    states = {"forward": 0.5, "teacher": 0.5}
+    always, kept = (
+        capacity(*slowed(run(states=states, teacher_rollouts={**teacher, **more}), Origin.TEACHER, 3.0))
+        for more in ({}, {"keep_rows": 64})
+    )
     assert always.stall > 0.3
     assert kept.stall < 0.05
     assert kept.roles == always.roles  # until then as many are needed
@@ -132,3 +149,23 @@ def test_actors_without_gpus_do_not_take_from_a_split():
     split = split_of(recipe, made, costs, gpus=10)
     assert split.workers == 8
     assert split.actors == {"student_rollouts": 2, "forward_states": 2}
+
+
+def test_a_split_without_actors_on_gpus_is_of_workers_alone():
+    none = {"batch_size": 4, "num_gpus": 0}
+    recipe, made, costs = run(forward_states=none, student_rollouts=none)
+    split = split_of(recipe, made, costs, gpus=8)
+    assert split.workers == 8
+    assert split.actors == {"forward_states": 2, "student_rollouts": 3}
+
+
+def test_kept_blocks_are_shared_by_all_workers_as_the_others_are():
+    """38 kept rows are 10 blocks, which 2 workers take 5 of each; later ones cost nothing."""
+    for workers in (2, (1, 2)):
+        states, trainer = {"forward": 0.5, "teacher": 0.5}, {"num_workers": workers}
+        settings = {"steps": 400, "batch_size": 16, **trainer}
+        recipe, made, costs = run(
+            states=states, trainer=settings, teacher_rollouts={"batch_size": 4, "keep_rows": 38, "num_gpus": 1}
+        )
+        teacher = next(s for s in sources_of(recipe, made, costs, 0) if s.origin is Origin.TEACHER)
+        assert (teacher.block_s > 0).sum() == 5

@@ -33,6 +33,12 @@ def test_too_few_gpus_for_one_of_each_have_no_split():
     assert best_split(loads, gpus=4, worker_s={1: 0.03}).actors == {"forward_states": 1, "student_rollouts": 1}
 
 
+def test_a_trainer_whose_actors_have_no_gpus_gets_them_all():
+    split = best_split([], gpus=4, worker_s=dict.fromkeys((1, 2, 4), 0.1))
+    assert (split.workers, split.actors, split.stall) == (4, {}, 0)
+    assert split.rows_per_s == pytest.approx(40)
+
+
 def test_fractions_of_gpus_buy_more_actors():
     whole = best_split([Load("a", (0.1,))], gpus=4, worker_s={1: 0.01})
     half = best_split([Load("a", (0.1,), gpus=0.5)], gpus=4, worker_s={1: 0.01})

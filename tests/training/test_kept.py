@@ -113,6 +113,20 @@ def test_another_teacher_or_setting_has_other_files(tmp_path):
     assert len(names) == 6
 
 
+def test_data_at_another_place_are_other_data_and_a_teacher_at_another_place_is_not():
+    """Conditions do not tell two sets of prompts apart, which are numbered alike; weights tell teachers apart."""
+    conditions = torch.arange(8)
+
+    def made_from(**changes):
+        recipe = Recipe(small_run(states=TEACHER, teacher_rollouts={"keep_rows": 16}, **changes))
+        return kept_blocks(recipe, Origin.TEACHER, conditions, folder=None).made_from
+
+    usual = made_from(data={"source": "one/prepared"})
+    assert made_from(data={"source": "other/prepared"}) != usual
+    assert made_from(data={"source": "one/prepared"}, teacher={"model": "elsewhere"}) == usual
+    assert made_from(data={"source": "one/prepared", "prompt_cache_mib": 1}) == usual
+
+
 class _DiesError(BaseException):
     pass
 
