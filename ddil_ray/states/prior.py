@@ -133,7 +133,8 @@ class ConsumptionPlan:
         drawing = np.flatnonzero(self._counts[origin])
         before_next = np.searchsorted(drawing, np.append(first, self.steps)[1:]) - 1
         newest_until = drawing[before_next.clip(min=0)]
-        return np.maximum(np.searchsorted(fresh, ends, side="right"), newest_until)
+        steps: np.ndarray = np.maximum(np.searchsorted(fresh, ends, side="right"), newest_until)
+        return steps
 
     def progress(self, origin: Origin, rows: int) -> np.ndarray:
         """(blocks,) where in the phase, from 0 to 1, each block is first needed; what schedules of a block go by."""
