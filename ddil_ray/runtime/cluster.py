@@ -208,7 +208,13 @@ def resized(config: RunConfig, sizes: Mapping[str, Any]) -> RunConfig:
 
 
 def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
-    """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any."""
+    """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any.
+
+    Workers that exchange parts of networks get whole ones, where one is left for the other roles.
+    """
+    trainer = config.trainer
+    if trainer.exchanges_parts and trainer.num_gpus == "auto" and gpus > trainer.workers[0]:
+        config = config.model_copy(update={"trainer": trainer.model_copy(update={"num_gpus": 1.0})})
     asking = sum(d.count for d in demands(config) if d.gpus == "auto")
     fixed = sum(d.count * float(d.gpus) for d in demands(config) if d.gpus != "auto")
     share = _share(asking, gpus - fixed)
@@ -236,13 +242,24 @@ def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
     """Compare what the run needs at least with what the cluster has.
 
     Raises:
-        ConfigError: it would wait for ever; the message lists every role.
+        ConfigError: it would wait for ever, where the message lists every role, or workers that keep parts of networks
+            would share GPUs.
     """
+    _check_exchange(config.trainer)
     _check_sum(demands(config), resources)
     for name in _GROUPS:
         _check_named(name, getattr(config, name), resources)
     if config.evaluation.enabled:
         _check_evaluation(config, resources)
+
+
+def _check_exchange(trainer: Trainer) -> None:
+    if trainer.exchanges_parts and 0 < float(trainer.num_gpus) < 1:
+        raise ConfigError(
+            f"`trainer.num_gpus` must be whole where `trainer.parallel` is fsdp, as NCCL refuses workers that share a "
+            f"GPU, but is {float(trainer.num_gpus):g} instead, a share of the few that the cluster has. Set "
+            "`trainer.num_gpus=1` and other roles' `num_gpus=0`, lower `trainer.num_workers`, or add GPUs."
+        )
 
 
 def check_labels(config: RunConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
