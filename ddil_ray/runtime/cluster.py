@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
 from ddil_ray.errors import ConfigError
+from ddil_ray.runtime.object_store import LEAST_STORE
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
 __all__ = [
@@ -55,26 +56,28 @@ LOCAL_ENV = {
 
 
 @contextmanager
-def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
+def connected(config: RunConfig, *, verbose: bool = False, store: Callable[[], int] | None = None) -> Iterator[None]:
     """Be connected to Ray for the run of `config`.
 
     A local Ray is told of as many logical CPUs as the run's actors need at most: on a laptop they share the real ones.
+    Its object store has the bytes that `store` gives, or 512 MiB.
     """
     most = config.model_copy(
         update={role: _at_most(getattr(config, role)) for role in {*pool_roles(config).values(), "evaluation"}}
     )
     cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(most), [evaluation_demand(most)]))
-    with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
+    with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose, store=store):
         yield
 
 
 @contextmanager
-def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
+def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | None = None) -> Iterator[None]:
     """Be connected to Ray: the cluster of RAY_ADDRESS, one already connected to, or a local one for this command.
 
     Args:
         cpus: logical CPUs that a local Ray has at least.
         verbose: let Ray speak.
+        store: gives the bytes of a local Ray's object store; called only where one is started. Default: 512 MiB.
 
     Raises:
         ConfigError: the cluster cannot be reached.
@@ -96,7 +99,7 @@ def ray_session(*, cpus: int, verbose: bool = False) -> Iterator[None]:
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, cpus),
             "include_dashboard": verbose,
-            "object_store_memory": 512 * 2**20,
+            "object_store_memory": store() if store else LEAST_STORE,
         }
     else:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
