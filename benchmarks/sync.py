@@ -143,7 +143,7 @@ def measure(quick: bool) -> Outcome:
 
     rows, figures, ratios = [], {}, {}
     sizes = SIZES_MB[:2] if quick else SIZES_MB
-    with ray_session(cpus=4, store_bytes=store_bytes(sizes, shutil.disk_usage("/dev/shm").free)):
+    with ray_session(cpus=4, store=lambda: store_bytes(sizes, shutil.disk_usage("/dev/shm").free)):
         for size in sizes_that_fit(sizes, min(node["Resources"]["object_store_memory"] for node in ray.nodes())):
             found = list(publications(size * 10**6, repeats=3 if quick else 8))
             figures[f"{size} MB"] = found

@@ -23,7 +23,14 @@ def main(output: str) -> None:
     role = {"batch_size": 16, "num_cpus": 0.25}
     config = small_run(
         output=output,
-        trainer={"num_workers": [1, 2], "num_cpus": 4, "batch_size": 32, "steps": 1500, "parallel": "fsdp"},
+        trainer={
+            "num_workers": [1, 2],
+            "num_cpus": 4,
+            "num_gpus": 0,
+            "batch_size": 32,
+            "steps": 1500,
+            "parallel": "fsdp",
+        },
         forward_states=role,
         student_rollouts=role,
         checkpoint={"every": 50},

@@ -53,10 +53,7 @@ class Source:
         """(blocks per worker,) see `Stream.after`: the first weights that are young enough when the last row goes."""
         if self.origin not in USES_STUDENT:
             return None
-        blocks = int(self.needed[-1])
-        last_row = np.arange(1, blocks + 1) * self.rows - 1
-        last = np.searchsorted(self.plan.fresh(self.origin), last_row, side="right").clip(max=self.plan.steps - 1)
-        oldest = (last - staleness).clip(min=0)
+        oldest = (self.plan.last_steps(self.origin, self.rows) - staleness).clip(min=0)
         return -(-oldest // every) * every
 
 

@@ -25,7 +25,7 @@ def memory_of(recipe: Any, made: Any) -> dict[str, Any]:
     return memory_plan(
         estimate(recipe, made, on_gpu=on_gpu),
         {d.role: d.count for d in rows},
-        shared_bytes(made),
+        shared_bytes(recipe, made),
         [torch.cuda.get_device_properties(i).total_memory for i in visible],
     )
 

@@ -265,12 +265,22 @@ class Trainer(_Resources):
         n = self.num_workers
         return n if isinstance(n, tuple) else (n, n)
 
+    @property
+    def exchanges_parts(self) -> bool:
+        """Whether there may be several workers that keep parts of networks."""
+        return self.parallel == "fsdp" and self.workers[1] > 1
+
     @model_validator(mode="after")
     def _can_be_cut(self) -> Trainer:
         if self.parallel == "fsdp" and self.optimizer != "adamw":
             raise ValueError(f"optimizer must be adamw where parallel is fsdp, but is {self.optimizer}")
         if self.parallel == "fsdp" and self.channels_last:
             raise ValueError("channels_last must be false where parallel is fsdp, which cuts rows, but is true")
+        if self.exchanges_parts and self.num_gpus != "auto" and 0 < self.num_gpus < 1:
+            raise ValueError(
+                "num_gpus must be whole, 0 or auto where parallel is fsdp, as NCCL refuses workers that share a GPU, "
+                f"but is {self.num_gpus:g}; set 1, or parallel ddp"
+            )
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
 from ddil_ray.errors import ConfigError
+from ddil_ray.runtime.object_store import LEAST_STORE
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
 __all__ = [
@@ -55,27 +56,28 @@ LOCAL_ENV = {
 
 
 @contextmanager
-def connected(config: RunConfig, *, verbose: bool = False) -> Iterator[None]:
+def connected(config: RunConfig, *, verbose: bool = False, store: Callable[[], int] | None = None) -> Iterator[None]:
     """Be connected to Ray for the run of `config`.
 
     A local Ray is told of as many logical CPUs as the run's actors need at most: on a laptop they share the real ones.
+    Its object store has the bytes that `store` gives, or 512 MiB.
     """
     most = config.model_copy(
         update={role: _at_most(getattr(config, role)) for role in {*pool_roles(config).values(), "evaluation"}}
     )
     cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(most), [evaluation_demand(most)]))
-    with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose):
+    with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose, store=store):
         yield
 
 
 @contextmanager
-def ray_session(*, cpus: int, verbose: bool = False, store_bytes: int = 512 * 2**20) -> Iterator[None]:
+def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | None = None) -> Iterator[None]:
     """Be connected to Ray: the cluster of RAY_ADDRESS, one already connected to, or a local one for this command.
 
     Args:
         cpus: logical CPUs that a local Ray has at least.
         verbose: let Ray speak.
-        store_bytes: of a local Ray's object store.
+        store: gives the bytes of a local Ray's object store; called only where one is started. Default: 512 MiB.
 
     Raises:
         ConfigError: the cluster cannot be reached.
@@ -97,7 +99,7 @@ def ray_session(*, cpus: int, verbose: bool = False, store_bytes: int = 512 * 2*
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, cpus),
             "include_dashboard": verbose,
-            "object_store_memory": store_bytes,
+            "object_store_memory": store() if store else LEAST_STORE,
         }
     else:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
@@ -209,7 +211,13 @@ def resized(config: RunConfig, sizes: Mapping[str, Any]) -> RunConfig:
 
 
 def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
-    """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any."""
+    """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any.
+
+    Workers that exchange parts of networks get whole ones, where one is left for the other roles.
+    """
+    trainer = config.trainer
+    if trainer.exchanges_parts and trainer.num_gpus == "auto" and gpus > trainer.workers[0]:
+        config = config.model_copy(update={"trainer": trainer.model_copy(update={"num_gpus": 1.0})})
     asking = sum(d.count for d in demands(config) if d.gpus == "auto")
     fixed = sum(d.count * float(d.gpus) for d in demands(config) if d.gpus != "auto")
     share = _share(asking, gpus - fixed)
@@ -237,13 +245,24 @@ def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
     """Compare what the run needs at least with what the cluster has.
 
     Raises:
-        ConfigError: it would wait for ever; the message lists every role.
+        ConfigError: it would wait for ever, where the message lists every role, or workers that keep parts of networks
+            would share GPUs.
     """
+    _check_exchange(config.trainer)
     _check_sum(demands(config), resources)
     for name in _GROUPS:
         _check_named(name, getattr(config, name), resources)
     if config.evaluation.enabled:
         _check_evaluation(config, resources)
+
+
+def _check_exchange(trainer: Trainer) -> None:
+    if trainer.exchanges_parts and 0 < float(trainer.num_gpus) < 1:
+        raise ConfigError(
+            f"`trainer.num_gpus` must be whole where `trainer.parallel` is fsdp, as NCCL refuses workers that share a "
+            f"GPU, but is {float(trainer.num_gpus):g} instead, a share of the few that the cluster has. Set "
+            "`trainer.num_gpus=1` and other roles' `num_gpus=0`, lower `trainer.num_workers`, or add GPUs."
+        )
 
 
 def check_labels(config: RunConfig, nodes: Sequence[Mapping[str, Any]]) -> None:

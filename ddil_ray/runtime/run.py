@@ -10,6 +10,7 @@ import json
 import signal
 import threading
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ddil_ray.evaluation import check_instruments
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
+from ddil_ray.runtime.object_store import store_bytes
 from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
 from ddil_ray.runtime.storage import CheckpointStore
@@ -131,9 +133,9 @@ def distill(
     write_json(folder.local / "environment.json", surroundings)
     folder.sync()
     tracker = _tracker(config, made, folder, commit=str(surroundings["git_commit"]))
-    status = "failed"
+    store, status = partial(_store_bytes, config, made, view), "failed"
     try:
-        with view, connected(config, verbose=verbose):
+        with view, connected(config, verbose=verbose, store=store):
             fitted = _fitted(config)
             tracker.start()
             rounds = _train(fitted, made, folder, view)
@@ -171,6 +173,13 @@ def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder, *, commit:
         state=folder.local / "tracking.json",
         timeout_s=t.timeout_s,
     )
+
+
+def _store_bytes(config: RunConfig, made: Ingredients, view: View) -> int:
+    """Of the object store of a Ray that is started for this run."""
+    from ddil_ray.training.memory import shared_bytes
+
+    return store_bytes(shared_bytes(Recipe(config), made), view.say)
 
 
 def _fitted(config: RunConfig) -> Recipe:

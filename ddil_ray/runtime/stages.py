@@ -58,8 +58,8 @@ def stream_plan(
     """All blocks of a stream from `start_step` on, in the order in which ranks take them.
 
     Block k goes to rank k mod W, so the blocks of a phase are a multiple of W. The oldest weights that a block may come
-    from are those of `max_staleness` steps before its last row is taken. Without a `stretch` the largest number of
-    workers does the whole run.
+    from are those of `max_staleness` steps before the last step that depends on it (`ConsumptionPlan.last_steps`).
+    Without a `stretch` the largest number of workers does the whole run.
     """
     stretch = stretch or Stretch(recipe.config.trainer.workers[1])
     ranks, rows = stretch.workers, recipe.rows_per_block(origin)

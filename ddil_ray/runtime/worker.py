@@ -41,24 +41,25 @@ def train_worker(settings: dict[str, Any]) -> None:
     learner = _learner(context)
     phases, state = len(learner.objective.phases), load_state(settings["store"], learner.parallel, rank, ranks)
     stretch = _stretch(recipe, state, phases=phases, workers=ranks)
+    bound = recipe.staleness_of(stretch, phases=phases, bound=context.max_staleness)
     hooks = RayHooks(context.hub, rank, ranks, learner.objective.student_becomes_teacher)
     loop = TrainingLoop(
         learner=learner,
         plans=recipe.plans(phases, stretch),
         feeds={o: reader.next for o, reader in readers.items()},
         hooks=hooks,
-        settings=recipe.loop_settings(max_staleness=context.max_staleness, rank=rank),
+        settings=recipe.loop_settings(max_staleness=bound, rank=rank),
         stretch=stretch,
     )
-    recipe.check_staleness(loop.plans, context.max_staleness)
     if state is not None:
         loop.load_state_dict(state)
     if rank == 0:
         wire = WIRE_DTYPES[recipe.config.sync.dtype]
         hooks.publisher = Publisher(context.hub, loop.step, _streams(context, loop), float32_as=wire)
         if stretch.step > 0 and stretch.step == loop.step:
-            left_behind = state["held"] if state else 0
-            context.hub.push.remote({"step": loop.step, "trainer/workers": ranks, "rows/left_behind": left_behind})
+            left = state["held"] if state else 0
+            changed = {"trainer/workers": ranks, "rows/left_behind": left, "staleness/bound": bound}
+            context.hub.push.remote({"step": loop.step, **changed})
     loop.run()
     if hooks.publisher is not None:
         hooks.publisher.end()
@@ -93,7 +94,7 @@ def _streams(context: RunContext, loop: TrainingLoop) -> dict[str, Stream]:
             origin,
             phases=len(loop.plans),
             start_step=loop.step,
-            max_staleness=context.max_staleness,
+            max_staleness=loop.settings.max_staleness,
             stretch=loop.stretch,
         )
         ready = recipe.config.replay.ahead * loop.stretch.workers

@@ -124,15 +124,23 @@ class ConsumptionPlan:
         return np.searchsorted(self.fresh(origin), begins, side="right")
 
     def last_steps(self, origin: Origin, rows: int) -> np.ndarray:
-        """(blocks,) int64: the step at which the last row of each block is taken; the phase's last if it never is."""
-        ends = (np.arange(self.blocks(origin, rows)) + 1) * rows - 1
-        return np.searchsorted(self.fresh(origin), ends, side="right").clip(max=self.steps - 1)
+        """(blocks,) int64: the last step that depends on each block.
+
+        It takes the last of the block's rows that are taken at all, or draws last while no newer block is there.
+        """
+        first, fresh = self.first_steps(origin, rows), self.fresh(origin)
+        ends = np.minimum((np.arange(len(first)) + 1) * rows, fresh[-1]) - 1
+        drawing = np.flatnonzero(self._counts[origin])
+        before_next = np.searchsorted(drawing, np.append(first, self.steps)[1:]) - 1
+        newest_until = drawing[before_next.clip(min=0)]
+        steps: np.ndarray = np.maximum(np.searchsorted(fresh, ends, side="right"), newest_until)
+        return steps
 
     def progress(self, origin: Origin, rows: int) -> np.ndarray:
         """(blocks,) where in the phase, from 0 to 1, each block is first needed; what schedules of a block go by."""
         return self.first_steps(origin, rows) / max(1, self.steps - 1)
 
     def smallest_staleness(self, origin: Origin, *, rows: int, sync_every: int) -> int:
-        """Least bound (in steps) that cannot stall: the longest block's span plus the wait for a publication."""
+        """Least bound (in steps) that cannot stall: the longest span of a block plus the wait for a publication."""
         spans = self.last_steps(origin, rows) - self.first_steps(origin, rows)
         return int(spans.max(initial=0)) + sync_every

@@ -11,6 +11,7 @@ part of them is counted, and not the block that is whole while it is called.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +45,11 @@ __all__ = ["ImaginedRole", "RoleMemory", "estimate", "imagined_learner", "shared
 
 _PASSES = 2
 """Network passes after which a peak repeats itself: one that fills what is kept, and one beside it."""
+_VERSIONS = 4
+"""Of published weights that live at once: the newest, the next as they are written, those that slow actors still have
+and those that the monitor is to measure."""
+_ROW_NUMBERS = 50
+"""Bytes of what a state carries beside x_t and its label."""
 
 
 def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ()) -> dict[str, RoleMemory]:
@@ -68,10 +74,22 @@ def estimate(recipe: Recipe, made: Ingredients, *, on_gpu: Collection[str] = ())
         return {name: role(ImaginedRole(recipe, made, gpu=name in on_gpu)) for name, role in roles.items()}
 
 
-def shared_bytes(made: Ingredients) -> dict[str, int]:
-    """What the object store of every node holds once for all its actors: data, and the newest and last weights."""
-    weights = sum(_bytes(p) for p in made.teacher.network.parameters())
-    return {"data": _bytes(made.data.images) + _bytes(made.data.labels), "published weights": 2 * weights}
+def shared_bytes(recipe: Recipe, made: Ingredients) -> dict[str, int]:
+    """What the object store of a node that runs all actors holds for them at most: data, published weights, blocks."""
+    config, wire = recipe.config, WIRE_DTYPES[recipe.config.sync.dtype]
+    with torch.random.fork_rng(devices=[]):
+        student = list(trained_state(recipe.student_of(made.teacher).network).values())
+    weights = _VERSIONS * travelling_bytes(student, float32_as=wire)
+    if made.objective.student_becomes_teacher:  # of the round that begins, and of the one that ends
+        weights += 2 * travelling_bytes(student)
+    ready = config.trainer.workers[1] * (config.replay.ahead + 1)  # and one that each worker takes
+    rows = sum(recipe.rows_per_block(o) * (recipe.most_actors(o) + ready) for o in recipe.priors.origins)
+    row = 2 * 4 * math.prod(made.teacher.sample_shape) + _ROW_NUMBERS
+    return {
+        "data": _bytes(made.data.images) + _bytes(made.data.labels),
+        "published weights": weights,
+        "blocks": rows * row,
+    }
 
 
 class ImaginedRole:

@@ -159,27 +159,29 @@ class Recipe:
         Raises:
             ConfigError: the configured bound would make trainer and rollouts wait for each other for ever.
         """
-        bound = self.config.replay.max_staleness
+        bound, smallest, sync = (
+            self.config.replay.max_staleness,
+            self._smallest_staleness(plans),
+            self.config.sync.every,
+        )
         if bound is None:
-            smallest = self._smallest_staleness(plans)
             rolled_out = [(plan, o) for plan in plans for o in plan.origins if o in USES_STUDENT]
             return smallest + max([smallest, *(self._steps_ahead(plan, o) for plan, o in rolled_out)])
-        self.check_staleness(plans, bound)
-        return bound
-
-    def check_staleness(self, plans: list[ConsumptionPlan], bound: int) -> None:
-        """Check that trainer and rollouts do not wait for each other for ever.
-
-        Raises:
-            ConfigError: they would with that `bound`.
-        """
-        smallest, sync = self._smallest_staleness(plans), self.config.sync.every
         if bound < smallest:
             raise ConfigError(
                 f"`replay.max_staleness` must be at least {smallest} steps here, but is {bound} instead: a block of "
                 f"`student_rollouts.batch_size` rows lasts {smallest - sync} steps, and weights are published every "
                 f"{sync}. Raise it, or lower `student_rollouts.batch_size` or `sync.every`."
             )
+        return bound
+
+    def staleness_of(self, stretch: Stretch, *, phases: int, bound: int) -> int:
+        """`bound`, or the smallest that cannot stall in `stretch` where that is more.
+
+        Buffers start empty where another number of workers goes on, so blocks begin at other rows of the plan and may
+        last longer than any of a whole run.
+        """
+        return max(bound, self._smallest_staleness(self.plans(phases, stretch)))
 
     def _smallest_staleness(self, plans: list[ConsumptionPlan]) -> int:
         sync = self.config.sync.every

@@ -129,6 +129,10 @@ def test_pipeline_configs_load():
             r"optimizer must be adamw where parallel is fsdp, but is",
         ),
         ("trainer.parallel=fsdp trainer.channels_last=true", r"channels_last must be false where parallel is fsdp"),
+        (
+            "trainer.parallel=fsdp trainer.num_workers=2 trainer.num_gpus=0.5",
+            r"`trainer`: .*num_gpus must be whole, 0 or auto where parallel is fsdp.*but is 0.5",
+        ),
         ("replay.capacity=10", r"replay.capacity must hold .*128 \+ 128, but is 10"),
         ("labels.placement=gpu", r"`labels.placement`: .*'fused' or 'pool'"),
         ("student_rollouts.num_actors=[4,2]", r"\[min, max\] with min <= max, but is \[4, 2\]"),

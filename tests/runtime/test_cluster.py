@@ -39,6 +39,27 @@ def test_what_is_set_is_kept_and_the_rest_shared():
     assert _gpus(config) == {"trainer": 1, "forward_states": 0, "student_rollouts": 1.0}
 
 
+PARTS = {"parallel": "fsdp", "num_workers": 2}
+
+
+@pytest.mark.parametrize(("gpus", "trainer", "others"), [(0, 0, 0), (3, 1, 0.5), (4, 1, 1)])
+def test_workers_that_exchange_parts_get_whole_gpus_or_none(gpus, trainer, others):
+    """Two workers and two other roles: of three GPUs the roles share the third."""
+    config = with_gpu_shares(small_run(trainer=PARTS), gpus=gpus)
+    assert _gpus(config) == {"trainer": trainer, "forward_states": others, "student_rollouts": others}
+    check_fits(config, {"CPU": 8, "GPU": gpus})
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_workers_that_would_exchange_parts_on_shared_gpus_are_refused(gpus):
+    config = with_gpu_shares(small_run(trainer=PARTS), gpus=gpus)
+    with pytest.raises(ConfigError, match=r"`trainer.num_gpus` must be whole.*but is 0.(25|5) instead.*Set `trainer"):
+        check_fits(config, {"CPU": 8, "GPU": gpus})
+    alone = with_gpu_shares(small_run(trainer={**PARTS, "num_workers": 1}), gpus=gpus)
+    check_fits(alone, {"CPU": 8, "GPU": gpus})  # which has nobody to exchange parts with
+    check_fits(with_gpu_shares(small_run(trainer={"num_workers": 2}), gpus=gpus), {"CPU": 8, "GPU": gpus})
+
+
 @pytest.mark.parametrize(("resources", "expected"), [({"CPU": 2}, "need 3 CPUs and it has 2"), ({}, "it has 0")])
 def test_more_than_the_cluster_has_is_refused_with_every_role(resources, expected):
     config = with_gpu_shares(small_run(), gpus=0)

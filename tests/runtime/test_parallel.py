@@ -22,7 +22,7 @@ from ddil_ray.training.recipe import Recipe
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 PERCEPTRON = "ddil_ray.models.perceptron:new_model"
-FSDP = {"parallel": "fsdp", "num_workers": 2, "batch_size": 32}
+FSDP = {"parallel": "fsdp", "num_workers": 2, "batch_size": 32, "num_gpus": 0}
 
 
 def _run(run_dir, **trainer):

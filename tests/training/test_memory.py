@@ -177,7 +177,31 @@ def test_a_gpu_is_told_from_the_memory_beside_it(given, checkpointing):
         weights,
         weights,
     )
-    assert shared_bytes(made)["data"] == 2 * ROWS * (4 * 8 * 8 * 4 + 8)
+
+
+@pytest.mark.parametrize(("objective", "teachers"), [("pd", 2), ("lcm", 0)])
+def test_the_object_store_holds_data_versions_of_what_is_trained_and_blocks(given, objective, teachers):
+    """Of one source: those that its actor and a labeller are at, those that may lie ready, and one that is taken."""
+    settings = {"states": {"forward": 1.0}, "replay": {"ahead": 3}, "sync": {"dtype": "bf16"}}
+    recipe, made = made_of(given, "latent", objective, **settings)
+    generator = torch.get_rng_state()
+    shared = shared_bytes(recipe, made)
+    weights = sum(p.numel() for p in made.teacher.network.parameters())
+    assert shared == {
+        "data": 2 * ROWS * (4 * 8 * 8 * 4 + 8),
+        "published weights": 4 * 2 * weights + teachers * 4 * weights,
+        "blocks": (2 + 3 + 1) * ROWS * (2 * 4 * 8 * 8 * 4 + 50),
+    }
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_adapters_alone_take_room_in_the_object_store(given):
+    student = {"lora": {"rank": 2}}
+    whole, adapters = (
+        shared_bytes(*made_of(given, "latent", "lcm", **changes))["published weights"]
+        for changes in ({}, {"student": student})
+    )
+    assert adapters < whole / 5
 
 
 def test_an_estimate_leaves_the_run_as_it_was(given):
