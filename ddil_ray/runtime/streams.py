@@ -85,7 +85,6 @@ def actor_pool(role: Role) -> dict[str, Any]:
         "compute": ActorPoolStrategy(**size),
         "batch_format": "numpy",
         "zero_copy_batch": True,
-        "allow_out_of_order_execution": False,  # the first of two blocks may be what the second waits for
         **actor_options(role),
     }
 
