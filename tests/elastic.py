@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,8 +40,24 @@ def main(output: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     ray.train.ScalingConfig = functools.partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=2.0)
-    grown = when(lambda: any(r["step"] >= 20 for r in read_journal(journal)), lambda: cluster.add_node(num_cpus=4))
-    distill(config)
+    node = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        f"--address={cluster.address}",
+        "--num-cpus=4",
+        "--block",
+    ]
+    nodes: list[subprocess.Popen[bytes]] = []
+    grown = when(
+        lambda: any(r["step"] >= 20 for r in read_journal(journal)),
+        lambda: nodes.append(subprocess.Popen(node, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)),
+    )
+    try:
+        distill(config)
+    finally:
+        for process in nodes:
+            process.terminate()
+            process.wait()
     records = read_journal(journal)
     steps = [r["step"] for r in records if "loss" in r]
     changed = [(r["step"], r["trainer/workers"]) for r in records if "trainer/workers" in r]
