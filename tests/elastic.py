@@ -1,4 +1,4 @@
-"""A run on a cluster of its own that gets a second node while it trains; prints the sizes of its worker groups."""
+"""A run on a cluster of its own that gets a second node while it trains; writes the sizes of its worker groups to found.json."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def main(output: str) -> None:
     records = read_journal(journal)
     steps = [r["step"] for r in records if "loss" in r]
     changed = [(r["step"], r["trainer/workers"]) for r in records if "trainer/workers" in r]
-    sys.stdout.write(json.dumps({"grown": grown.result(), "last": steps[-1], "changed": changed}) + "\n")
+    Path(output, "found.json").write_text(json.dumps({"grown": grown.result(), "last": steps[-1], "changed": changed}))
     ray.shutdown()
     cluster.shutdown()
 

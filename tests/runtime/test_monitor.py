@@ -75,6 +75,7 @@ def test_a_monitor_measures_what_is_due_and_the_last_weights_and_ends(run):
     monitor.kill()
 
 
+@pytest.mark.slow
 def test_a_monitor_that_dies_is_told_of_once_and_not_waited_for(run):
     _, context, _ = run
     said = []
@@ -105,6 +106,7 @@ def test_a_monitor_that_fails_says_why(run):
     monitor.kill()
 
 
+@pytest.mark.slow
 def test_the_end_waits_for_the_last_measurement_no_longer_than_it_may(run):
     """The actor needs seconds to start; the bound is half a second, and a signal ends the wait before."""
     _, context, publish = run

@@ -136,6 +136,7 @@ def test_a_teacher_in_halves_is_estimated_so(given):
     assert_close(found, measured_labels(recipe, made))
 
 
+@pytest.mark.slow
 def test_measuring_and_sampling_take_what_was_estimated(given):
     shift, evaluation = {"enabled": True, "num_samples": ROWS}, {"num_samples": ROWS, "batch_size": ROWS, "steps": [2]}
     recipe, made = made_of(
