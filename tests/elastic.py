@@ -1,4 +1,4 @@
-"""A run on a cluster of its own that gets a second node while it trains; writes the sizes of its worker groups to found.json."""
+"""A run on a cluster of its own that gets a second node while it trains; writes what became of it to found.json."""
 
 from __future__ import annotations
 
