@@ -159,11 +159,8 @@ class Recipe:
         Raises:
             ConfigError: the configured bound would make trainer and rollouts wait for each other for ever.
         """
-        bound, smallest, sync = (
-            self.config.replay.max_staleness,
-            self._smallest_staleness(plans),
-            self.config.sync.every,
-        )
+        bound, sync = self.config.replay.max_staleness, self.config.sync.every
+        smallest = self._smallest_staleness(plans)
         if bound is None:
             rolled_out = [(plan, o) for plan in plans for o in plan.origins if o in USES_STUDENT]
             return smallest + max([smallest, *(self._steps_ahead(plan, o) for plan, o in rolled_out)])
