@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measuring import cpu_seconds
+from measuring import cpu_seconds, cpu_seconds_of
 
 from ddil_ray.config import RunConfig
 from ddil_ray.runtime.run import distill
@@ -26,6 +26,8 @@ QUIET: dict[str, Any] = {
     "checkpoint": {"every": 10**6},
 }
 _AHEAD = "actors/blocks_ahead/"
+_COMPUTING = ("ray::RayTrainWorker", "ray::MapWorker")
+"""Begin the titles of the processes that train, and make states and labels."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Mark:
     record: dict[str, float]
     seconds: float
     cpu_s: float
+    computing_s: float = 0.0
+    """Of `cpu_s` the part of processes that train, and make states and labels."""
 
     @property
     def step(self) -> int:
@@ -53,6 +57,7 @@ class Stretch:
     steps: int
     seconds: float
     cpu_s: float
+    computing_s: float
     blocks_apart: float
     """By how much the lead of the actors had changed: what they made too much or too little, see `Mark.apart`."""
 
@@ -68,7 +73,7 @@ class MarkedView(View):
     def show(self, record: dict[str, float]) -> None:
         """See `View.show`."""
         if "loss" in record:
-            self.marks.append(Mark(record, time.perf_counter(), cpu_seconds()))
+            self.marks.append(Mark(record, time.perf_counter(), cpu_seconds(), cpu_seconds_of(*_COMPUTING)))
         else:
             self.others.append(record)
 
@@ -98,9 +103,8 @@ class MarkedView(View):
                 f"No {least} steps between {after} and {until} begin and end with actors equally far ahead: {leads}"
             )
         first, last = min(alike, key=lambda pair: (pair[0].apart(pair[1]), pair[0].step - pair[1].step))
-        return Stretch(
-            last.step - first.step, last.seconds - first.seconds, last.cpu_s - first.cpu_s, first.apart(last)
-        )
+        differences = (getattr(last, of) - getattr(first, of) for of in ("step", "seconds", "cpu_s", "computing_s"))
+        return Stretch(*differences, first.apart(last))
 
 
 def _newest_of_polls(marks: Sequence[Mark]) -> list[Mark]:

@@ -31,6 +31,7 @@ __all__ = [
     "Table",
     "Usage",
     "cpu_seconds",
+    "cpu_seconds_of",
     "interleaved",
     "main",
     "medians",
@@ -104,17 +105,33 @@ def _tree() -> Iterator[psutil.Process]:
     yield from psutil.Process().children(recursive=True)
 
 
-_SPENT: dict[tuple[int, float], float] = {}
-"""CPU-seconds by process, as last seen: those that have ended keep what they had."""
+@dataclass
+class _Seen:
+    """CPU-seconds by process, as last seen: those that have ended keep what they had."""
+
+    spent: dict[tuple[int, float], float] = field(default_factory=dict)
+    titles: dict[tuple[int, float], str] = field(default_factory=dict)
+    looking_s: float = 0.0
+    """What looking took, which is no part of the work."""
+
+
+_SEEN = _Seen()
 
 
 def cpu_seconds() -> float:
     """CPU-seconds of this process and of all that have been seen below it; ask now and then, or some are missed."""
+    started = time.thread_time()
     for process in _tree():
         with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            _SPENT[process.pid, process.create_time()] = times.user + times.system
-    return sum(_SPENT.values())
+            times, key = process.cpu_times(), (process.pid, process.create_time())
+            _SEEN.spent[key], _SEEN.titles[key] = times.user + times.system, "".join(process.cmdline()[:1])
+    _SEEN.looking_s += time.thread_time() - started
+    return sum(_SEEN.spent.values()) - _SEEN.looking_s
+
+
+def cpu_seconds_of(*titles: str) -> float:
+    """Of those that `cpu_seconds` last saw the part of processes whose titles begin like one of `titles`."""
+    return sum(spent for key, spent in _SEEN.spent.items() if _SEEN.titles[key].startswith(titles))
 
 
 def memory_bytes() -> int:

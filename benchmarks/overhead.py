@@ -1,4 +1,4 @@
-"""What Ray costs: a run on Ray against the plain loop in one process, on the same work.
+"""What Ray costs: a run on Ray against the plain loop, which is one process, on the same work.
 
 Both train the student of `small_pipeline` by LCM on half forward states, half its own rollouts: above 20 ms of compute
 per sample. CPU-seconds are those of all processes, Ray's own among them, between two records at which actors are as far
@@ -7,9 +7,14 @@ ahead of the trainer: after all that may lie ready does so, and before the strea
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,13 +22,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import measuring
 from marked_runs import QUIET, MarkedView, merged, run_on_ray
-from measuring import Goal, Outcome, Table, Usage
+from measuring import Goal, Outcome, Table
 from small_pipeline import save_prepared, small_teacher
 
 from ddil_ray.config import RunConfig
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
 
+LOOPS = min(3, os.cpu_count() or 1)
+"""Plain loops side by side: as many as processes compute on Ray, where there are cores for them."""
 BATCH = 8
 BLOCK = 16
 LEAD = 30
@@ -54,30 +61,40 @@ def plain(folder: Path, *, steps: int) -> dict[str, float]:
     return distill_inline(Recipe(config)).records[-1]
 
 
-def spent(folder: Path, *, steps: int, every_s: float | None = None) -> tuple[Usage, dict[str, float]]:
-    """What the loop costs, and its last record."""
-    with measuring.usage(every_s=every_s) as found:
-        record = plain(folder, steps=steps)
-    return found, record
+def plain_rates(folder: Path, *, steps: int) -> tuple[float, float]:
+    """CPU-seconds per sample and samples per second of the loop in this process, without its start.
+
+    It makes every block when it needs it, so any steps will do that whole blocks last for.
+    """
+    torch.set_num_threads(1)
+    clocks = []
+    for length in (1, 1 + steps):
+        started = time.process_time(), time.perf_counter()
+        plain(folder, steps=length)
+        clocks.append((time.process_time() - started[0], time.perf_counter() - started[1]))
+    cpu_s, seconds = (whole - first for first, whole in zip(*clocks, strict=True))
+    return cpu_s / (steps * BATCH), steps * BATCH / seconds
 
 
-def once(folder: Path, number: int, *, steps: int, ray_steps: int) -> dict[str, float]:
+def once(folder: Path, number: int, *, loops: Executor, steps: int, ray_steps: int) -> dict[str, float]:
     """CPU-seconds and samples per second of both, one after the other.
 
-    The plain loop makes every block when it needs it, so any steps will do that whole blocks last for. On Ray one block
-    of each stream may be counted too many or too few: of two streams that is 80 passes of a row among 52 a step, so in
-    160 steps less than 1 %.
+    Plain loops run side by side, since a core that has busy ones beside it is slower, as they have on Ray. There one
+    block of each stream may be counted too many or too few: of two streams that is 80 passes of a row among 52 a step,
+    so in 120 steps about 1 %.
     """
-    before, _ = spent(folder, steps=1)
-    whole, _ = spent(folder, steps=1 + steps)
+    each = [loops.submit(plain_rates, folder, steps=steps) for _ in range(LOOPS)]
+    cpu_s, rates = zip(*(loop.result() for loop in each), strict=True)
     until = LEAD + ray_steps + SLACK
     view = run_on_ray(folder / "runs", f"run-{number}", settings(folder, steps=until + LEAD))
     stretch = view.stretch(after=LEAD, until=until, least=ray_steps)
     samples = stretch.steps * BATCH
     return {
-        "plain_cpu_s_per_sample": (whole.cpu_s - before.cpu_s) / (steps * BATCH),
-        "plain_samples_per_s": steps * BATCH / (whole.seconds - before.seconds),
+        "plain_cpu_s_per_sample": fmean(cpu_s),
+        "plain_computing_s_per_sample": fmean(cpu_s),
+        "plain_samples_per_s": fmean(rates),
         "ray_cpu_s_per_sample": stretch.cpu_s / samples,
+        "ray_computing_s_per_sample": stretch.computing_s / samples,
         "ray_samples_per_s": samples / stretch.seconds,
         "ray_steps": stretch.steps,
         "ray_blocks_apart": stretch.blocks_apart,
@@ -91,7 +108,8 @@ def states_made(record: dict[str, float]) -> dict[str, float]:
 
 def peaks(folder: Path, *, steps: int) -> tuple[dict[str, float], bool]:
     """Peak bytes of both, and whether both took in and drew the same rows."""
-    inline, last = spent(folder, steps=steps, every_s=0.5)
+    with measuring.usage(every_s=0.5) as inline:
+        last = plain(folder, steps=steps)
     with measuring.usage(every_s=2.0) as ray:
         view: MarkedView = run_on_ray(folder / "runs", "memory", settings(folder, steps=steps))
     same = states_made(view.marks[-1].record) == states_made(last)
@@ -101,29 +119,32 @@ def peaks(folder: Path, *, steps: int) -> tuple[dict[str, float], bool]:
 def measure(quick: bool) -> Outcome:
     """Both in turn."""
     torch.set_num_threads(1)
-    steps, ray_steps, repeats = (20, 20, 1) if quick else (60, 160, 2)
+    steps, ray_steps, repeats = (20, 20, 1) if quick else (60, 120, 2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_prepared(small_teacher(folder), folder / "data")
         peak, same = peaks(folder, steps=20)
         assert same, "the two arms must take in and draw the same rows"
-        found = [once(folder, n, steps=steps, ray_steps=ray_steps) for n in range(repeats)]
+        with ProcessPoolExecutor(LOOPS, get_context("spawn")) as loops:
+            found = [once(folder, n, loops=loops, steps=steps, ray_steps=ray_steps) for n in range(repeats)]
     medians = measuring.medians({name: [f[name] for f in found] for name in found[0]})
     ratio = medians["ray_cpu_s_per_sample"] / medians["plain_cpu_s_per_sample"]
+    arms = {"plain": f"a plain loop, {LOOPS} side by side", "ray": "on Ray: trainer, 2 state actors, hub"}
     rows = [
         [
             arm,
             f"{medians[f'{key}_cpu_s_per_sample']:.4f}",
+            f"{medians[f'{key}_computing_s_per_sample']:.4f}",
             f"{medians[f'{key}_samples_per_s']:.1f}",
             f"{peak[key] / 2**20:,.0f}",
         ]
-        for arm, key in (("plain loop, one process", "plain"), ("on Ray: trainer, 2 state actors, hub, driver", "ray"))
+        for key, arm in arms.items()
     ]
     goals = [
         Goal("compute per sample, s", medians["plain_cpu_s_per_sample"], 0.020, at_least=True),
         Goal("CPU-s per sample, Ray path / plain loop", ratio, 1.05),
     ]
-    heading = ["arm", "CPU-s per sample", "samples/s", "peak memory, MiB"]
+    heading = ["arm", "CPU-s per sample", "of trainer and state actors", "samples/s", "peak memory, MiB"]
     return Outcome([Table("overhead", heading, rows)], goals, {"repeats": found, "peak_bytes": peak})
 
 

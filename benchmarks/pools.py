@@ -124,24 +124,22 @@ def measure(quick: bool) -> Outcome:
     torch.set_num_threads(1)
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    items, blocks, repeats = (12, 20, 1) if quick else (40, 60, 2)
-    found: dict[str, list[float]] = {}
+    items, blocks = (12, 20) if quick else (16, 30)
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary, ray_session(cpus=10):
         folder = Path(temporary)
         save_small_pipeline(folder)
         write_pictures(folder / "pictures", 8 * items)
         evaluating = Evaluating.of(blocks=blocks)
-        for _ in range(repeats):
-            for actors in (1, 2):
-                found.setdefault(f"prepare, images/s, {actors}", []).append(prepared(actors, folder, items=items))
-                found.setdefault(f"evaluate, samples/s, {actors}", []).append(evaluating.rate(actors))
-            for actors in (1, 2, 4, 8):
-                found.setdefault(f"simulated requests/s, {actors}", []).append(simulated(actors, each=40))
-    medians = measuring.medians(found)
+        for actors in (1, 2):
+            found[f"prepare, images/s, {actors}"] = prepared(actors, folder, items=items)
+            found[f"evaluate, samples/s, {actors}"] = evaluating.rate(actors)
+        for actors in (1, 2, 4, 8):
+            found[f"simulated requests/s, {actors}"] = simulated(actors, each=30)
     rows = []
-    for name, value in medians.items():
+    for name, value in found.items():
         what, _, actors = name.rpartition(", ")
-        rows.append([what, actors, f"{value:.1f}", f"{value / medians[f'{what}, 1']:.2f}"])
+        rows.append([what, actors, f"{value:.1f}", f"{value / found[f'{what}, 1']:.2f}"])
     rows.sort(key=lambda row: row[0])
     return Outcome([Table("pools", ["work", "actors", "rate", "of one actor"], rows)], figures=found)
 

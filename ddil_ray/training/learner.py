@@ -106,7 +106,7 @@ class Learner:
         if losses:
             metrics |= _losses_by_origin(torch.cat(losses), origins)
             metrics["grad_norm"] = self.optimizers["student"].step()
-            self.ema.update_parameters(self.student.network)
+            self.ema.update()
         criticism = [output.critic_loss.detach() for output in outputs if output.critic_loss is not None]
         if criticism:
             metrics["critic/loss"] = torch.stack(criticism).mean()

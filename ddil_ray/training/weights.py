@@ -28,16 +28,19 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, *, decay: float, device: torch.device | str | None = None) -> None:
+        trained = _Trained(network)
         super().__init__(
-            _Trained(network),
+            trained,
             device=None if device is None else torch.device(device),
             multi_avg_fn=_of_parts(get_ema_multi_avg_fn(decay)),
             use_buffers=True,
         )
+        self.module.requires_grad_(False)
+        self._followed = (trained,)  # a tuple, so that it is no part of this module
 
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards the network `model`."""
-        super().update_parameters(_Trained(model))
+    def update(self) -> None:
+        """Move the average towards the network as it is now."""
+        self.update_parameters(*self._followed)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restore what `state_dict` gave, whole or in parts."""
@@ -60,12 +63,12 @@ _DOT = "/"
 
 
 class _Trained(nn.Module):
-    """What is trained of a network, on the same memory, without the rest of it and without gradients."""
+    """What is trained of a network, the very same tensors, without the rest of it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         for name, tensor in named_trained(network):
             if isinstance(tensor, nn.Parameter):
-                self.register_parameter(name.replace(".", _DOT), nn.Parameter(tensor.detach(), requires_grad=False))
+                self.register_parameter(name.replace(".", _DOT), tensor)
             else:
                 self.register_buffer(name.replace(".", _DOT), tensor)

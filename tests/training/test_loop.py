@@ -213,10 +213,10 @@ def test_averages_follow_their_closed_form():
     first = next(iter(learner.ema.module.parameters()))
     weight = next(iter(learner.student.network.parameters()))
     weight.data.fill_(0.0)
-    learner.ema.update_parameters(learner.student.network)
+    learner.ema.update()
     weight.data.fill_(1.0)
     for _ in range(6):
-        learner.ema.update_parameters(learner.student.network)
+        learner.ema.update()
     torch.testing.assert_close(first.detach(), torch.full_like(first, 1 - 0.9**6))
 
 

@@ -70,7 +70,7 @@ def test_a_restored_learner_of_adapters_goes_on_as_it_was():
     a, b = (Learner(recipe.student_of(made.teacher), made.objective, recipe.optimizer_settings()) for _ in range(2))
     for parameter in trained_parameters(a.student.network):
         torch.nn.init.normal_(parameter)
-    a.ema.update_parameters(a.student.network)
+    a.ema.update()
     a.finish()
     b.load_state_dict(a.state_dict())
     for one, other in zip(trained_parameters(a.student.network), trained_parameters(b.student.network), strict=True):
@@ -85,7 +85,7 @@ def test_a_round_starts_from_the_averaged_adapters():
     (first, *_) = trained_parameters(learner.student.network)
     for value in (0.0, 1.0):
         first.data.fill_(value)
-        learner.ema.update_parameters(learner.student.network)
+        learner.ema.update()
     learner.start(made.objective.phases[1])
     torch.testing.assert_close(first.detach(), torch.full_like(first, 0.5))
 
