@@ -5,7 +5,7 @@ Which they are is said by `ddil_ray.trained`: all of them, or the adapters alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,15 +28,13 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, *, decay: float, device: torch.device | str | None = None) -> None:
-        trained = _Trained(network)
         super().__init__(
-            trained,
+            _Trained((name, _without_gradient(tensor)) for name, tensor in named_trained(network)),
             device=None if device is None else torch.device(device),
             multi_avg_fn=_of_parts(get_ema_multi_avg_fn(decay)),
             use_buffers=True,
         )
-        self.module.requires_grad_(False)
-        self._followed = (trained,)  # a tuple, so that it is no part of this module
+        self._followed = (_Trained(named_trained(network)),)  # a tuple, so that it is no part of this module
 
     def update(self) -> None:
         """Move the average towards the network as it is now."""
@@ -63,12 +61,17 @@ _DOT = "/"
 
 
 class _Trained(nn.Module):
-    """What is trained of a network, the very same tensors, without the rest of it."""
+    """What is trained of a network, without the rest of it: the tensors that are given by name."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         super().__init__()
-        for name, tensor in named_trained(network):
+        for name, tensor in tensors:
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(name.replace(".", _DOT), tensor)
             else:
                 self.register_buffer(name.replace(".", _DOT), tensor)
+
+
+def _without_gradient(tensor: Tensor) -> Tensor:
+    """On the same memory; copying a parameter in parts would copy its gradient too."""
+    return nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor
