@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, quiet_libraries
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, RunFailedError
 
 if TYPE_CHECKING:
     from ddil_ray.config import TeacherConfig, TextTeacherConfig
@@ -67,8 +67,7 @@ def write_image_teacher(run: TeacherConfig, view: View) -> RunFolder:
         steps=32,
         facts={"training images": str(len(data)), "training steps": str(run.trainer.steps)},
     )
-    folder.sync()
-    return folder
+    return delivered(folder)
 
 
 def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
@@ -98,7 +97,17 @@ def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
                 "training steps": f"{run.autoencoder.steps} of the autoencoder, {run.trainer.steps} of the denoiser",
             },
         )
-    folder.sync()
+    return delivered(folder)
+
+
+def delivered(folder: RunFolder) -> RunFolder:
+    """`folder`, once its files are where the output is.
+
+    Raises:
+        RunFailedError: they cannot be copied; says where they are.
+    """
+    if missing := folder.finish():
+        raise RunFailedError(missing)
     return folder
 
 

@@ -25,10 +25,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+
+from ddil_ray.storage import open_url
 
 __all__ = ["NewParquet", "Store"]
 
@@ -64,7 +65,7 @@ class Store:
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         return fs, root.rstrip("/")
 
     @property

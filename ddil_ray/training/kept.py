@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ from ddil_ray.errors import ConfigError
 from ddil_ray.folder import write_whole
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import StateRequest
+from ddil_ray.storage import open_url
 from ddil_ray.training.producer import Expert
 from ddil_ray.training.recipe import Recipe
 
@@ -63,7 +63,7 @@ def kept_folder(config: RunConfig, run: str) -> str | None:
     where = role.keep_at or f"{run}/kept"
     where = where if "://" in where else str(Path(where).resolve())
     try:
-        fs, root = fsspec.core.url_to_fs(where)
+        fs, root = open_url(where)
         write_whole(fs, f"{root}/.writable", b"")
         fs.rm_file(f"{root}/.writable")
     except Exception as error:  # every filesystem has errors of its own
@@ -105,7 +105,7 @@ class KeptBlocks:
         request = self.replayed(request)
         if self.folder is None:
             return make(request)
-        fs, root = fsspec.core.url_to_fs(self.folder)
+        fs, root = open_url(self.folder)
         path = f"{root}/{self._name(request.phase, expert)}/{request.index:06d}.parquet"
         kept = _read(fs, path)
         if kept is None:
