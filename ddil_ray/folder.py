@@ -82,8 +82,11 @@ class RunFolder:
             ) from error
 
     @contextmanager
-    def filling(self) -> Iterator[None]:
+    def filling(self, then: str) -> Iterator[None]:
         """Write results within this, which explains a full disk.
+
+        Args:
+            then: what the user does once there is room.
 
         Raises:
             RunFailedError: no room is left.
@@ -95,7 +98,7 @@ class RunFolder:
                 raise
             raise RunFailedError(
                 f"`output` must have room for the results, but {self.local} could not be written: {first_line(error)} "
-                f"({room_at(self.local)}). Make room, then write them with `ddil-ray distill --resume {self.url}`."
+                f"({room_at(self.local)}). Make room, then {then}."
             ) from error
 
     def sync(self) -> None:

@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 __all__ = ["FAULTS", "Faulty"]
 
 FAULTS = ("503", "reset", "slow", "truncate")
-"""`hang`, which never answers, is one more. `truncate` breaks answers off that have a body, and lets others be."""
+"""And `hang`, which never answers, and `lost`, where the request is done and its answer does not come back. `truncate`
+breaks answers off that have a body, and lets others be."""
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _HOP = ("connection", "transfer-encoding", "content-length", "keep-alive", "expect")
 
@@ -118,6 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
+        if fault == "lost":
+            self._reset()
+            return
         if fault == "slow":
             time.sleep(self.faulty.slow_s)
         self._answer(answer.status, dict(answer.getheaders()), content, truncate=fault == "truncate" and bool(content))

@@ -59,14 +59,15 @@ def write_image_teacher(run: TeacherConfig, view: View) -> RunFolder:
     model = new_teacher(run, data)
     folder = new_run(run)
     trained = fit(model, data, run.trainer, seed=run.seed, on_record=view.show)
-    save_model_folder(
-        folder.local / "teacher",
-        trained,
-        name=run.name,
-        description=f"A small diffusion model of {data.name}, trained by ddil-ray as a teacher for distillation.",
-        steps=32,
-        facts={"training images": str(len(data)), "training steps": str(run.trainer.steps)},
-    )
+    with folder.filling(f"delete {folder.url} and train again"):
+        save_model_folder(
+            folder.local / "teacher",
+            trained,
+            name=run.name,
+            description=f"A small diffusion model of {data.name}, trained by ddil-ray as a teacher for distillation.",
+            steps=32,
+            facts={"training images": str(len(data)), "training steps": str(run.trainer.steps)},
+        )
     return delivered(folder)
 
 
@@ -83,7 +84,8 @@ def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
     data = captioned_images(run.data, size=run.image_size)
     folder = new_run(run)
     pipeline = train_text_teacher(run, data, say=view.say, on_record=view.show)
-    with tempfile.TemporaryDirectory(prefix="ddil-ray-teacher-") as parts:
+    again = f"delete {folder.url} and train again"
+    with folder.filling(again), tempfile.TemporaryDirectory(prefix="ddil-ray-teacher-") as parts:
         pipeline.save_pretrained(parts)
         save_model_folder(
             folder.local / "teacher",

@@ -140,7 +140,7 @@ def distill(
             tracker.start()
             rounds = _train(fitted, made, folder, view)
             view.say("Trained; measuring and writing the results.")
-            with folder.filling():
+            with folder.filling(f"write them with `ddil-ray distill --resume {folder.url}`"):
                 result = _results(fitted, made, rounds, folder, benchmark, tracker.tracker.look())
         status = "finished"
     except RunStoppedError:
