@@ -17,7 +17,7 @@ import fsspec
 __all__ = ["no_room", "open_url", "room_at"]
 
 _S3_CLIENT = {
-    "retries": {"mode": "adaptive", "max_attempts": 8},
+    "retries": {"mode": "standard", "max_attempts": 8},
     "connect_timeout": 5,
     "read_timeout": 15,
 }

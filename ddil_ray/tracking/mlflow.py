@@ -36,9 +36,10 @@ class MlflowTracker:
     """
 
     def __init__(self, *, uri: str, experiment: str, timeout_s: float) -> None:
-        # Two tries, so that nothing is held up for minutes; more are made by `BackgroundTracker`.
+        # `BackgroundTracker` tries again, and `_begun` knows what was done though its answer was lost. MLflow's client
+        # would begin a second run, and hold up the end for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(timeout_s))))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment

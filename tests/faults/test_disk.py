@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 from commands import run as run_command
@@ -44,7 +45,7 @@ def small_disk(tmp_path):
 def _fill(place):
     """Leave no byte; the file that takes all room."""
     path = place / "filler"
-    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left on device"):
+    with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(4096))
     return path
@@ -146,8 +147,8 @@ def test_results_that_find_no_room_say_where_and_how_much_there_is(small_disk):
         "device (0 of 0 MiB are free there). Make room, then write them again."
     )
     assert failed.value.exit_code == 1
-    with pytest.raises(ZeroDivisionError), folder.filling("write them again"):
-        1 / 0
+    with pytest.raises(KeyError), folder.filling("write them again"):
+        raise KeyError
 
 
 def test_a_command_whose_disk_is_full_says_so_in_one_line_with_exit_code_one(small_disk, capsys):
