@@ -17,6 +17,7 @@ __all__ = ["FAULTS", "Faulty"]
 FAULTS = ("503", "reset", "slow", "truncate")
 """And `hang`, which never answers, and `lost`, where the request is done and its answer does not come back. `truncate`
 breaks answers off that have a body, and lets others be."""
+_SLOW_S = 0.2
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _HOP = ("connection", "transfer-encoding", "content-length", "keep-alive", "expect")
 
@@ -29,7 +30,7 @@ class Faulty:
     """
 
     def __init__(self, upstream: tuple[str, int]) -> None:
-        self.upstream, self.slow_s, self.seen = upstream, 0.5, Counter[str]()
+        self.upstream, self.slow_s, self.seen = upstream, _SLOW_S, Counter[str]()
         self.calm()
         proxy = self
 
@@ -43,7 +44,7 @@ class Faulty:
     def calm(self) -> None:
         """Fail no more."""
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
-        self.slow_s = 0.5
+        self.slow_s = _SLOW_S
         self.seen.clear()
 
     def script(self, *faults: str | None, only: Callable[[str, str], bool] = lambda method, path: True) -> None:

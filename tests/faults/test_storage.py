@@ -31,10 +31,11 @@ from ddil_ray.errors import ConfigError, DataError
 from ddil_ray.folder import RunFolder, write_whole
 from ddil_ray.prepare.store import Store
 from ddil_ray.runtime.storage import CheckpointStore
-from ddil_ray.states.batch import StateBatch
+from ddil_ray.states.batch import Origin, StateBatch
+from ddil_ray.states.source import StateRequest
 from ddil_ray.storage import open_url
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo
-from ddil_ray.training.kept import from_parquet, kept_folder, to_parquet
+from ddil_ray.training.kept import KeptBlocks, from_parquet, kept_folder, to_parquet
 
 ROOT = Path(__file__).parents[2]
 
@@ -292,6 +293,33 @@ def test_data_are_prepared_on_s3_through_faults_with_every_row_once(s3, tmp_path
     assert found.prompts.texts() == expected.prompts.texts()
     rows, same = (data.prompts.rows([2, 0, 1])["prompt"] for data in (found, expected))
     torch.testing.assert_close(rows, same)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_rows_are_made_and_not_kept_while_the_storage_fails(s3):
+    """It is asked once a minute whether it works, so that the teacher waits for it but once."""
+    rows, asked = _rows(), []
+    kept = KeptBlocks(4, "s3://bucket/kept", "a")
+    kept._teachers[0] = "teacher"
+
+    def make(request):
+        asked.append(request.index)
+        return rows
+
+    def block(index):
+        return kept.block(StateRequest(Origin.TEACHER, 0, index, 16, seed=0), None, make)
+
+    s3.always("503")
+    block(0)
+    failed = s3.seen["503"]
+    block(1)
+    assert (asked, s3.seen["503"], failed > 0) == ([0, 1], failed, True)
+    s3.calm()
+    kept._rests_until = 0.0
+    block(1)
+    block(1)
+    assert asked == [0, 1, 1]
+    assert _names("kept/") == {"kept/teacher/000001.parquet"}
 
 
 @pytest.mark.usefixtures("impatient")
