@@ -18,7 +18,7 @@ import psutil
 
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.mirror import Mirror
-from ddil_ray.storage import no_room, open_url, room_at
+from ddil_ray.storage import appears_whole, no_room, open_url, room_at
 
 __all__ = ["PART", "RunFolder", "environment", "write_json", "write_whole"]
 
@@ -61,9 +61,14 @@ class RunFolder:
         self._mirror: Mirror | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a file or folder of that name is here."""
-        self.fs.invalidate_cache()  # other processes write here
-        return bool(self.fs.exists(f"{self.root}/{name}"))
+        """Whether a file or folder of that name is here.
+
+        Raises:
+            ConfigError: the output cannot be read.
+        """
+        with self._reading():
+            self.fs.invalidate_cache()  # other processes write here
+            return bool(self.fs.exists(f"{self.root}/{name}"))
 
     def fetch(self, *names: str) -> None:
         """Bring files of a run that began elsewhere; those that are not there are left out.
@@ -71,14 +76,18 @@ class RunFolder:
         Raises:
             ConfigError: the output cannot be read.
         """
-        try:
-            for name in names:
-                if self.remote and self.has(name):
+        for name in names:
+            if self.remote and self.has(name):
+                with self._reading():
                     self.fs.get_file(f"{self.root}/{name}", str(self.local / name))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # every filesystem has errors of its own
             raise ConfigError(
-                f"`output` must be readable to go on with a run, but {self.url} failed: {first_line(error)}. Try again "
-                "when it is."
+                f"`output` must be readable, but {self.url} failed: {first_line(error)}. Try again when it is."
             ) from error
 
     @contextmanager
@@ -161,7 +170,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_whole(fs: Any, path: str, content: bytes) -> None:
-    """Write a file of an fsspec filesystem so that whoever finds it finds all of it: under another name first."""
+    """Write a file of an fsspec filesystem so that whoever finds it finds all of it: under another name first, unless
+    the filesystem shows no file before it is whole."""
+    if appears_whole(fs):
+        fs.pipe_file(path, content)
+        return
     folder, _, name = path.rpartition("/")
     fs.makedirs(folder, exist_ok=True)
     part = f"{folder}/.{name}.{uuid.uuid4().hex}"

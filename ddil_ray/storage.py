@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-__all__ = ["no_room", "open_url", "room_at"]
+__all__ = ["appears_whole", "no_room", "open_url", "room_at"]
 
 _S3_CLIENT = {
     "retries": {"mode": "standard", "max_attempts": 8},
@@ -40,6 +40,7 @@ def _s3() -> dict[str, Any]:
 
 _SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {"s3": _s3, "s3a": _s3}
 """What filesystems are opened with, by scheme."""
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -58,6 +59,12 @@ def open_url(where: str) -> tuple[Any, str]:
 
 def _is_in(scheme: str, links: list[str]) -> bool:
     return any(link.partition("://")[0] == scheme for link in links if "://" in link)
+
+
+def appears_whole(fs: Any) -> bool:
+    """Whether a file of this filesystem is there once all of it is, as in object stores, or while it is written too."""
+    protocols = fs.protocol if isinstance(fs.protocol, (tuple, list)) else (fs.protocol,)
+    return not _OBJECT_STORES.isdisjoint(protocols)
 
 
 def no_room(error: BaseException | None) -> bool:
