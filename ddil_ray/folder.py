@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import psutil
 
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.mirror import Mirror
-from ddil_ray.storage import appears_whole, no_room, open_url, room_at
+from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
 __all__ = ["PART", "RunFolder", "environment", "write_json", "write_whole"]
 
@@ -114,7 +114,7 @@ class RunFolder:
         """Copy what changed since the last call; raises what the filesystem does, and goes on there in the next one."""
         for name, state in self._unsent().items():
             target = f"{self.root}/{name}"
-            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            make_folder(self.fs, target.rpartition("/")[0])
             self.fs.put_file(str(self.local / name), target)
             self._sent[name] = state
 
@@ -155,13 +155,8 @@ class RunFolder:
 
 def _check_writable(fs: Any, folder: str) -> None:
     """Write a file as large as what every run begins with, and remove it."""
-    probe = f"{folder}/.writable"
-    fs.makedirs(folder, exist_ok=True)
-    try:
-        fs.pipe_file(probe, bytes(_PROBE_BYTES))
-    finally:
-        with suppress(FileNotFoundError):
-            fs.rm_file(probe)
+    write_whole(fs, f"{folder}/.writable", bytes(_PROBE_BYTES))
+    fs.rm_file(f"{folder}/.writable")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -176,7 +171,7 @@ def write_whole(fs: Any, path: str, content: bytes) -> None:
         fs.pipe_file(path, content)
         return
     folder, _, name = path.rpartition("/")
-    fs.makedirs(folder, exist_ok=True)
+    make_folder(fs, folder)
     part = f"{folder}/.{name}.{uuid.uuid4().hex}"
     try:
         fs.pipe_file(part, content)

@@ -14,10 +14,10 @@ from typing import Any
 
 import fsspec
 
-__all__ = ["appears_whole", "no_room", "open_url", "room_at"]
+__all__ = ["appears_whole", "make_folder", "no_room", "open_url", "room_at"]
 
 _S3_CLIENT = {
-    "retries": {"mode": "standard", "max_attempts": 8},
+    "retries": {"mode": "standard", "total_max_attempts": 8},
     "connect_timeout": 5,
     "read_timeout": 15,
 }
@@ -65,6 +65,13 @@ def appears_whole(fs: Any) -> bool:
     """Whether a file of this filesystem is there once all of it is, as in object stores, or while it is written too."""
     protocols = fs.protocol if isinstance(fs.protocol, (tuple, list)) else (fs.protocol,)
     return not _OBJECT_STORES.isdisjoint(protocols)
+
+
+def make_folder(fs: Any, folder: str) -> None:
+    """Make a folder and those above it, where there are such things: an object store would look for its bucket, and
+    make one that is not there."""
+    if not appears_whole(fs):
+        fs.makedirs(folder, exist_ok=True)
 
 
 def no_room(error: BaseException | None) -> bool:

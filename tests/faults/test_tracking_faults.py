@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,6 +59,22 @@ def _assert_everything_once(uri, steps):
     return histories["a-run"]
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """An sqlite file with MLflow's tables, which take long to make."""
+    path = tmp_path_factory.mktemp("empty") / "m.db"
+    _tracker(f"sqlite:///{path}").check(reach=True)
+    assert path.exists()
+    return path
+
+
+@pytest.fixture
+def uri(empty_database, tmp_path):
+    """Of a database without runs."""
+    shutil.copy(empty_database, tmp_path / "m.db")
+    return f"sqlite:///{tmp_path}/m.db"
+
+
 class _Server:
     """`mlflow server` on sqlite, which can be killed and started again at the same port."""
 
@@ -94,9 +111,11 @@ class _Server:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A server's folder whose sqlite has its tables, which takes long."""
-    server = _Server(tmp_path_factory.mktemp("mlflow"))
+def database(empty_database, tmp_path_factory):
+    """A server."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_database, folder / "m.db")
+    server = _Server(folder)
     server.start()
     yield server
     server.kill()
@@ -203,14 +222,13 @@ def test_a_tracker_that_hangs_holds_up_the_end_for_a_bounded_time(tmp_path):
     assert unsent == f"1 records did not reach the tracker; all is in {tmp_path}, and `--resume` sends it."
 
 
-def test_what_a_dead_tracker_missed_is_sent_by_the_next_process(tmp_path):
+def test_what_a_dead_tracker_missed_is_sent_by_the_next_process(tmp_path, uri):
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
         gone = _background(tmp_path, f"http://127.0.0.1:{dead.getsockname()[1]}", timeout_s=1.0)
         gone.start()
         Journal(tmp_path / "metrics.jsonl").append([_record(n) for n in range(60)])
         assert gone.finish("stopped").startswith("60 records did not reach")
-    uri = f"sqlite:///{tmp_path}/m.db"
     again = _background(tmp_path, uri)
     again.start()
     assert again.finish("finished") is None
@@ -218,20 +236,18 @@ def test_what_a_dead_tracker_missed_is_sent_by_the_next_process(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["", '{"run_id": "abc", "se', "[1]", '{"sent": "x"}', "\0\0\0\0"])
-def test_a_torn_memory_of_the_tracker_costs_nothing_but_a_second_run(tmp_path, torn):
+def test_a_torn_memory_of_the_tracker_costs_nothing_but_a_second_run(tmp_path, uri, torn):
     (tmp_path / "tracking.json").write_text(torn)
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.append([_record(n) for n in range(60)])
-    uri = f"sqlite:///{tmp_path}/m.db"
     background = _background(tmp_path, uri)
     background.start()
     assert background.finish("finished") is None
     _assert_everything_once(uri, 60)
 
 
-def test_records_of_a_journal_that_is_older_than_its_tracker_are_sent(tmp_path):
+def test_records_of_a_journal_that_is_older_than_its_tracker_are_sent(tmp_path, uri):
     """From a storage the journal may come as it was at a checkpoint, and the tracker's memory a little newer."""
-    uri = f"sqlite:///{tmp_path}/m.db"
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.append([_record(n) for n in range(30)])
     background = _background(tmp_path, uri)
@@ -267,11 +283,10 @@ def test_an_address_that_is_none_ends_the_run_before_it_starts(run_dir, uri):
         distill(small_run(output=run_dir, tracking={"tracker": "mlflow", "uri": uri}))
 
 
-def test_a_required_database_is_made_at_the_start(tmp_path):
-    _tracker(f"sqlite:///{tmp_path}/m.db").check(reach=True)
-    assert (tmp_path / "m.db").exists()
-    with pytest.raises(ConfigError, match=r"`tracking.uri` must be .*no/where"):
-        _tracker(f"sqlite:///{tmp_path}/no/where/m.db").check(reach=True)
+@pytest.mark.usefixtures("empty_database")
+def test_a_required_database_is_made_at_the_start():
+    with pytest.raises(ConfigError, match=r"`tracking.uri` must be .*/dev/null/m\.db"):
+        _tracker("sqlite:////dev/null/m.db").check(reach=True)
 
 
 def test_the_times_of_records_are_for_trackers_alone(tmp_path):
