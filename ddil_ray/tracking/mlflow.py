@@ -50,17 +50,17 @@ class MlflowTracker:
         """See `Tracker.check`."""
         if not reach and "sql" in self.uri.partition(":")[0]:
             return  # a database is made, or looked into, where nobody waits for it
+        client = None
         try:
             client = MlflowClient(self.uri)
-        except MlflowException as error:
-            raise ConfigError(
-                f"`tracking.uri` must be an address that MLflow knows, such as http://host:5000 or "
-                f"sqlite:////path/mlflow.db, but is {self.uri!r} instead ({first_line(error)})."
-            ) from error
-        try:
             if reach:
                 client.search_experiments(max_results=1)
         except Exception as error:  # of the server, the database or what lies between
+            if client is None and isinstance(error, MlflowException):
+                raise ConfigError(
+                    f"`tracking.uri` must be an address that MLflow knows, such as http://host:5000 or "
+                    f"sqlite:////path/mlflow.db, but is {self.uri!r} instead ({first_line(error)})."
+                ) from error
             raise ConfigError(
                 f"`tracking.uri` must be reached before the run starts, as `tracking.required` says, but "
                 f"{self.look()} failed: {first_line(error)}. Start the server, or set `tracking.required=false`: "
