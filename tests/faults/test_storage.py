@@ -123,7 +123,7 @@ def test_an_answer_that_takes_six_seconds_is_waited_for(s3):
 
 
 @pytest.mark.slow
-def test_a_storage_that_is_busy_for_ever_is_given_up_after_a_minute_or_so(s3, record_property):
+def test_a_storage_that_is_busy_for_ever_is_given_up_after_a_minute_or_so(s3):
     """Eight tries of botocore, twice, as s3fs repeats what the storage calls SlowDown."""
     fs, _ = open_url("s3://bucket")
     fs.exists("bucket/a")
@@ -135,7 +135,6 @@ def test_a_storage_that_is_busy_for_ever_is_given_up_after_a_minute_or_so(s3, re
     took = time.monotonic() - began
     assert s3.seen["503"] == 16
     assert 5 < took < 200
-    record_property("seconds", took)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -365,22 +364,21 @@ def _distill(*arguments):
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-c", "from ddil_ray.cli import main; main()", "distill", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_a_run_on_s3_outlasts_a_storm_of_503_and_goes_on_from_there(s3, tmp_path, record_property):
+@pytest.mark.timeout(900)
+def test_a_run_on_s3_outlasts_a_storm_of_503_and_goes_on_from_there(s3, tmp_path):
     """Data, kept rows, checkpoints and the run folder are on S3, which is busy for ten seconds in mid training."""
     images = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8)).astype(np.float32)
     _put_parquet("data/0.parquet", image=[image.tolist() for image in images], label=[i % 10 for i in range(64)])
     config = small_run(
         output="s3://bucket/runs",
         data={"source": "s3://bucket/data"},
-        states={"forward": 0.4, "student": 0.3, "teacher": 0.3},
+        states={"forward": 0.5, "teacher": 0.5},
         teacher_rollouts={"batch_size": 16, "keep_rows": 64},
-        trainer={"steps": 40, "batch_size": 16},
     )
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     storm: list[float] = []
@@ -391,12 +389,9 @@ def test_a_run_on_s3_outlasts_a_storm_of_503_and_goes_on_from_there(s3, tmp_path
         return "503" if storm and time.monotonic() - storm[0] < 10 else None
 
     s3.fault = fault
-    began = time.monotonic()
     done = _distill(str(tmp_path / "run.yaml"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert s3.seen["503"] > 3
-    record_property("seconds", time.monotonic() - began)
-    record_property("seen", dict(s3.seen))
     names = _names("runs/small/")
     assert {f"runs/small/{n}" for n in ("config.yaml", "metrics.jsonl", "report.html", "metrics.json")} <= names
     assert any(name.startswith("runs/small/kept/") for name in names)
