@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from faulty import Faulty
+from faulty_proxy import Faulty
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

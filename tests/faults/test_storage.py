@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import run as run_command
-from faulty import FAULTS
+from faulty_proxy import FAULTS
 from preparing import prepare, settings, write_folder
 from runs import small_run
 from tiny import save_pipeline

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from faulty import Faulty
+from faulty_proxy import Faulty
 from mlflow.tracking import MlflowClient
 from runs import small_run
 
