@@ -9,21 +9,27 @@ import platform
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import psutil
 
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, RunFailedError, first_line
+from ddil_ray.mirror import Mirror
+from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
-__all__ = ["RunFolder", "environment", "write_json", "write_whole"]
+__all__ = ["PART", "RunFolder", "environment", "write_json", "write_whole"]
 
+PART = ".part"
+"""What names of local files end with that are being written, and are not copied."""
+_PROBE_BYTES = 2**16
 _PACKAGES = ("ddil-ray", "torch", "ray", "diffusers", "mlflow", "numpy", "pyarrow")
 
 
 class RunFolder:
-    """`<output>/<name>/`. Files are written to `local`; `sync` copies the changed ones where the output is a URL.
+    """`<output>/<name>/`. Files are written to `local`, and copied where the output is a URL.
 
     Args:
         output: folder or fsspec URL.
@@ -37,45 +43,120 @@ class RunFolder:
         self.remote = "://" in output
         self.url = f"{output.rstrip('/')}/{name}" if self.remote else str(Path(output, name).resolve())
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+            self.fs, self.root = open_url(self.url)
             if self.remote:
                 self.local = Path(tempfile.mkdtemp(prefix="ddil-ray-")) / name
             else:
                 self.local = Path(self.url)
             self.local.mkdir(parents=True, exist_ok=True)
-            probe = f"{self.root}/.writable"
-            self.fs.makedirs(self.root, exist_ok=True)
-            self.fs.pipe_file(probe, b"")
-            self.fs.rm_file(probe)
+            _check_writable(self.fs, self.root)
+            if self.remote:
+                _check_writable(*open_url(str(self.local)))
         except Exception as error:  # every filesystem has errors of its own
             raise ConfigError(
                 f"`output` must be a folder or URL that can be written, but {output!r} failed: {error}. Check the "
                 "address, the disk and the credentials."
             ) from error
-        self._sent: dict[str, float] = {}
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._mirror: Mirror | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a file or folder of that name is here."""
-        return bool(self.fs.exists(f"{self.root}/{name}"))
+        """Whether a file or folder of that name is here.
+
+        Raises:
+            ConfigError: the output cannot be read.
+        """
+        with self._reading():
+            self.fs.invalidate_cache()  # other processes write here
+            return bool(self.fs.exists(f"{self.root}/{name}"))
 
     def fetch(self, *names: str) -> None:
-        """Bring files of a run that began elsewhere; those that are not there are left out."""
+        """Bring files of a run that began elsewhere; those that are not there are left out.
+
+        Raises:
+            ConfigError: the output cannot be read.
+        """
         for name in names:
             if self.remote and self.has(name):
-                self.fs.get_file(f"{self.root}/{name}", str(self.local / name))
+                with self._reading():
+                    self.fs.get_file(f"{self.root}/{name}", str(self.local / name))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # every filesystem has errors of its own
+            raise ConfigError(
+                f"`output` must be readable, but {self.url} failed: {first_line(error)}. Try again when it is."
+            ) from error
+
+    @contextmanager
+    def filling(self, then: str) -> Iterator[None]:
+        """Write results within this, which explains a full disk.
+
+        Args:
+            then: what the user does once there is room.
+
+        Raises:
+            RunFailedError: no room is left.
+        """
+        try:
+            yield
+        except Exception as error:  # torch, Pillow and safetensors have words of their own
+            if not no_room(error):
+                raise
+            raise RunFailedError(
+                f"`output` must have room for the results, but {self.local} could not be written: {first_line(error)} "
+                f"({room_at(self.local)}). Make room, then {then}."
+            ) from error
 
     def sync(self) -> None:
-        """Copy what changed since the last call."""
-        if not self.remote:
-            return
-        for path in sorted(self.local.rglob("*")):
-            changed = path.stat().st_mtime
-            name = path.relative_to(self.local).as_posix()
-            if path.is_file() and self._sent.get(name) != changed:
-                target = f"{self.root}/{name}"
-                self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-                self.fs.put_file(str(path), target)
-                self._sent[name] = changed
+        """Copy what changed since the last call; raises what the filesystem does, and goes on there in the next one."""
+        for name, state in self._unsent().items():
+            target = f"{self.root}/{name}"
+            make_folder(self.fs, target.rpartition("/")[0])
+            self.fs.put_file(str(self.local / name), target)
+            self._sent[name] = state
+
+    def sync_soon(self, say: Callable[[str], None]) -> None:
+        """Have a thread copy what changed. A storage that fails is told once by `say`, and holds up nobody."""
+        if self.remote:
+            self._mirror = self._mirror or Mirror(self.sync, self.url, say)
+            self._mirror.ask()
+
+    def finish(self) -> str | None:
+        """Copy what is left, for the last time; tells what is missing after that, None if nothing is."""
+        if self._mirror is not None:
+            self._mirror.end()
+            self._mirror = None
+        try:
+            self.sync()
+        except Exception as error:  # every filesystem has errors of its own
+            names = list(self._unsent())
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            return (
+                f"{self.url} could not be written ({first_line(error)}): {len(names)} files are missing or old there "
+                f"({shown}). All of them are in {self.local}. Copy them when it can be."
+            )
+        return None
+
+    def _unsent(self) -> dict[str, tuple[int, int]]:
+        """What changed since it was copied, with its time and size."""
+        found = {}
+        for path in sorted(self.local.rglob("*")) if self.remote else ():
+            if not path.is_file() or path.name.endswith(PART):
+                continue
+            name, facts = path.relative_to(self.local).as_posix(), path.stat()
+            state = (facts.st_mtime_ns, facts.st_size)
+            if self._sent.get(name) != state:
+                found[name] = state
+        return found
+
+
+def _check_writable(fs: Any, folder: str) -> None:
+    """Write a file as large as what every run begins with, and remove it."""
+    write_whole(fs, f"{folder}/.writable", bytes(_PROBE_BYTES))
+    fs.rm_file(f"{folder}/.writable")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -84,9 +165,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_whole(fs: Any, path: str, content: bytes) -> None:
-    """Write a file of an fsspec filesystem so that whoever finds it finds all of it: under another name first."""
+    """Write a file of an fsspec filesystem so that whoever finds it finds all of it: under another name first, unless
+    the filesystem shows no file before it is whole."""
+    if appears_whole(fs):
+        fs.pipe_file(path, content)
+        return
     folder, _, name = path.rpartition("/")
-    fs.makedirs(folder, exist_ok=True)
+    make_folder(fs, folder)
     part = f"{folder}/.{name}.{uuid.uuid4().hex}"
     try:
         fs.pipe_file(part, content)

@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from faulty_proxy import Faulty
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -58,6 +59,38 @@ def ray_cluster() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[Faulty]:
+    """A local S3 behind a proxy that can be told to fail; the environment names it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    proxy = Faulty(server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield proxy
+    proxy.stop()
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: Faulty) -> Iterator[Faulty]:
+    """The proxy, with an empty bucket `bucket` behind it that nothing happens to yet."""
+    import boto3
+
+    bucket = boto3.resource("s3").Bucket("bucket")
+    bucket.create()
+    s3_endpoint.calm()
+    yield s3_endpoint
+    s3_endpoint.calm()
+    bucket.objects.all().delete()
 
 
 @pytest.fixture

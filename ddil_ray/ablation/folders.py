@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
 from ddil_ray.ablation.outcome import Outcome, by_steps
 from ddil_ray.ablation.summary import Study
 from ddil_ray.config import RunConfig, flatten, load_config
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.storage import open_url
 from ddil_ray.tracking.journal import parse_records
 
 __all__ = ["study_of"]
@@ -77,7 +76,7 @@ def study_of(urls: Sequence[str]) -> Study:
 
 def _read(url: str) -> _Run:
     try:
-        fs, root = fsspec.core.url_to_fs(url)
+        fs, root = open_url(url)
         begun, finished = (bool(fs.exists(f"{root}/{name}")) for name in ("config.yaml", "metrics.json"))
     except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(f"RUN_DIR must be a folder that can be read, but {url} failed: {first_line(error)}") from None

@@ -23,7 +23,7 @@ from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.scale import scale
 from ddil_ray.cli.train_teacher import train_teacher
-from ddil_ray.errors import DdilError, RunStoppedError
+from ddil_ray.errors import DdilError, RunStoppedError, first_line
 
 __all__ = ["app", "main"]
 
@@ -65,3 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        from ddil_ray.storage import no_room
+
+        if not no_room(error):
+            raise
+        message = f"No room is left to write to: {first_line(error)}. Make some, and give the command again."
+        print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - the command's own output
+        sys.exit(1)

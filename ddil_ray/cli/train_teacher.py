@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, quiet_libraries
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, RunFailedError
 
 if TYPE_CHECKING:
     from ddil_ray.config import TeacherConfig, TextTeacherConfig
@@ -59,16 +59,16 @@ def write_image_teacher(run: TeacherConfig, view: View) -> RunFolder:
     model = new_teacher(run, data)
     folder = new_run(run)
     trained = fit(model, data, run.trainer, seed=run.seed, on_record=view.show)
-    save_model_folder(
-        folder.local / "teacher",
-        trained,
-        name=run.name,
-        description=f"A small diffusion model of {data.name}, trained by ddil-ray as a teacher for distillation.",
-        steps=32,
-        facts={"training images": str(len(data)), "training steps": str(run.trainer.steps)},
-    )
-    folder.sync()
-    return folder
+    with folder.filling(f"delete {folder.url} and train again"):
+        save_model_folder(
+            folder.local / "teacher",
+            trained,
+            name=run.name,
+            description=f"A small diffusion model of {data.name}, trained by ddil-ray as a teacher for distillation.",
+            steps=32,
+            facts={"training images": str(len(data)), "training steps": str(run.trainer.steps)},
+        )
+    return delivered(folder)
 
 
 def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
@@ -84,7 +84,8 @@ def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
     data = captioned_images(run.data, size=run.image_size)
     folder = new_run(run)
     pipeline = train_text_teacher(run, data, say=view.say, on_record=view.show)
-    with tempfile.TemporaryDirectory(prefix="ddil-ray-teacher-") as parts:
+    again = f"delete {folder.url} and train again"
+    with folder.filling(again), tempfile.TemporaryDirectory(prefix="ddil-ray-teacher-") as parts:
         pipeline.save_pretrained(parts)
         save_model_folder(
             folder.local / "teacher",
@@ -98,7 +99,17 @@ def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
                 "training steps": f"{run.autoencoder.steps} of the autoencoder, {run.trainer.steps} of the denoiser",
             },
         )
-    folder.sync()
+    return delivered(folder)
+
+
+def delivered(folder: RunFolder) -> RunFolder:
+    """`folder`, once its files are where the output is.
+
+    Raises:
+        RunFailedError: they cannot be copied; says where they are.
+    """
+    if missing := folder.finish():
+        raise RunFailedError(missing)
     return folder
 
 

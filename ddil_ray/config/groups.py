@@ -361,8 +361,13 @@ class Tracking(Group):
     tracker: Literal["mlflow", "none"] = "mlflow"
     uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
     experiment: str = "ddil-ray"
+    required: bool = Field(
+        False, description="refuse to start where the tracker does not answer; by default records wait for it on disk"
+    )
     log_every: Count = 10
-    timeout_s: Positive = 10.0
+    timeout_s: Positive = Field(
+        10.0, description="seconds: of one request, and how long a tracker that fails may hold up the end"
+    )
 
 
 class Evaluation(Role):

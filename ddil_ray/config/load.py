@@ -164,10 +164,11 @@ def _without_credentials(value: str) -> str:
 def _read(source: str) -> str:
     if source in _shipped():
         return (resources.files("ddil_ray.presets") / f"{source}.yaml").read_text()
-    import fsspec
+    from ddil_ray.storage import open_url
 
     try:
-        with fsspec.open(source, "r") as file:
+        fs, path = open_url(source)
+        with fs.open(path, "r") as file:
             return str(file.read())
     except Exception as error:  # every filesystem has errors of its own
         close = difflib.get_close_matches(source, preset_names(), n=1)

@@ -86,10 +86,10 @@ def _detect(source: str) -> str:
         return "factory"
     if source.rstrip("/").endswith(".parquet"):
         return "parquet"
-    import fsspec
+    from ddil_ray.storage import open_url
 
     try:
-        fs, root = fsspec.core.url_to_fs(source)
+        fs, root = open_url(source)
         if fs.exists(f"{root.rstrip('/')}/{INDEX}"):
             return "prepared"
         return "parquet" if any(p.endswith(".parquet") for p in fs.find(root)) else "folder"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import torch
 
 from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError
+from ddil_ray.storage import open_url
 
 __all__ = ["IMAGE_SUFFIXES", "load_folder"]
 
@@ -24,7 +24,7 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         DataError: no such folder, no image in it, or one that cannot be read.
     """
     try:
-        fs, root = fsspec.core.url_to_fs(source)
+        fs, root = open_url(source)
         paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from torch import Tensor
 from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError
+from ddil_ray.storage import open_url
 
 __all__ = ["image_array", "load_parquet"]
 
@@ -42,7 +42,7 @@ def load_parquet(source: str, *, image_column: str, label_column: str | None, im
 
 def _files(source: str) -> tuple[Any, list[str]]:
     try:
-        fs, root = fsspec.core.url_to_fs(source)
+        fs, root = open_url(source)
         files = [root] if fs.isfile(root) else sorted(p for p in fs.find(root) if p.endswith(".parquet"))
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be readable, but {source!r} failed: {error}.") from None

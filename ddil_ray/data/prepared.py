@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +36,7 @@ from torch import Tensor
 from ddil_ray.data.images import ImageData
 from ddil_ray.errors import DataError
 from ddil_ray.prompts import Embeddings
+from ddil_ray.storage import open_url
 
 __all__ = [
     "INDEX",
@@ -83,7 +83,7 @@ class Index(BaseModel):
 
 def write_index(url: str, index: Index) -> None:
     """Write dataset.json into the folder `url`."""
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = open_url(url)
     fs.makedirs(root, exist_ok=True)
     fs.pipe_file(f"{root}/{INDEX}", (index.model_dump_json(indent=2) + "\n").encode())
 
@@ -95,7 +95,7 @@ def read_index(url: str) -> Index:
         DataError: not there, or not readable.
     """
     try:
-        fs, root = fsspec.core.url_to_fs(url)
+        fs, root = open_url(url)
         return Index.model_validate(json.loads(fs.cat_file(f"{root.rstrip('/')}/{INDEX}")))
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(
@@ -145,19 +145,19 @@ class PreparedPrompts:
 
     def negative(self) -> Embeddings:
         """Embeddings (1, ...) that stand for no negative prompt."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         table = _read(fs, f"{root}/{NEGATIVE_FILE}", list(self.names))
         return {name: _tensors(table, name) for name in self.names}
 
     def texts(self) -> list[str]:
         """All prompts, in the order of ids."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         tables = (_read(fs, f"{root}/{name}", ["text"]) for name, _ in self.files)
         return [text for table in tables for text in table["text"].to_pylist()]
 
     def _read(self, name: str, rows: list[tuple[int, int]]) -> dict[int, Embeddings]:
         """Embeddings by place, of (place, row of the file)."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         found = {}
         with fs.open(f"{root}/{name}", "rb") as opened:
             file = pq.ParquetFile(opened, page_checksum_verification=True)
@@ -203,7 +203,7 @@ def load_prepared(source: str, *, bucket: str | None) -> ImageData:
 
 
 def _read_latents(source: str, bucket: str) -> tuple[Tensor, Tensor]:
-    fs, root = fsspec.core.url_to_fs(source)
+    fs, root = open_url(source)
     folder = f"{root.rstrip('/')}/latents/{bucket}"
     try:
         files = sorted(path for path in fs.find(folder) if path.endswith(".parquet"))

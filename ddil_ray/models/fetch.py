@@ -21,12 +21,13 @@ def fetch_url(url: str) -> Path:
     Raises:
         ConfigError: not readable.
     """
-    import fsspec
     from filelock import FileLock
+
+    from ddil_ray.storage import open_url
 
     cache = Path(os.environ.get("DDIL_RAY_CACHE", Path.home() / ".cache" / "ddil-ray"), "models")
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = open_url(url)
         path = path.rstrip("/")
         state = fs.ukey(f"{path}/model_index.json")
         local = cache / hashlib.sha256(f"{url} {state}".encode()).hexdigest()[:20]

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-import fsspec
 import pyarrow as pa
 
 from ddil_ray.errors import DataError
+from ddil_ray.storage import open_url
 
 __all__ = ["Condition", "Entry", "Missing", "Reader", "Row", "Shard", "rows_of", "table_of"]
 
@@ -139,12 +139,12 @@ class Reader(ABC):
     @cached_property
     def fs(self) -> Any:
         """The filesystem of the source."""
-        return fsspec.core.url_to_fs(self.source)[0]
+        return open_url(self.source)[0]
 
     @cached_property
     def root(self) -> str:
         """The source on its filesystem."""
-        return str(fsspec.core.url_to_fs(self.source)[1]).rstrip("/")
+        return str(open_url(self.source)[1]).rstrip("/")
 
     def path(self, name: str) -> str:
         """Where what is called `name` lies on the filesystem; the source itself has an empty name."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import fsspec
-
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data.emoji import PARQUET
 from ddil_ray.data.folder import IMAGE_SUFFIXES
@@ -14,6 +12,7 @@ from ddil_ray.prepare.folders import METADATA, ClassFolders, MetadataFolder, Tex
 from ddil_ray.prepare.parquets import ParquetFiles
 from ddil_ray.prepare.rows import Condition, Reader, Shard
 from ddil_ray.prepare.tars import Tars
+from ddil_ray.storage import open_url
 
 __all__ = ["located", "open_source"]
 
@@ -56,7 +55,7 @@ def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard
 def _list_files(source: str) -> list[Shard]:
     """All files below `source`, by path below it; the source itself, if it is a file, with an empty path."""
     try:
-        fs, root = fsspec.core.url_to_fs(source)
+        fs, root = open_url(source)
         found = sorted(fs.find(root, detail=True).items())
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(

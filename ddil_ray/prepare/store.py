@@ -25,10 +25,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+
+from ddil_ray.storage import make_folder, open_url
 
 __all__ = ["NewParquet", "Store"]
 
@@ -64,7 +65,7 @@ class Store:
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         return fs, root.rstrip("/")
 
     @property
@@ -139,7 +140,7 @@ class Store:
     def _new(self, name: str) -> Iterator[str]:
         """A local path; what is written there becomes the file `name` at once, on leaving without an error."""
         target = self.path(name)
-        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        make_folder(self.fs, target.rpartition("/")[0])
         local = isinstance(self.fs, LocalFileSystem)
         folder = target.rpartition("/")[0] if local else tempfile.gettempdir()
         path = Path(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")

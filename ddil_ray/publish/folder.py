@@ -26,10 +26,10 @@ def pipeline_folder(spec: str) -> Path:
     Raises:
         ConfigError: neither.
     """
-    import fsspec
+    from ddil_ray.storage import open_url
 
     try:
-        fs, root = fsspec.core.url_to_fs(spec)
+        fs, root = open_url(spec)
         student = fs.exists(f"{root.rstrip('/')}/student/model_index.json")
     except Exception:  # of any filesystem; fetching explains it
         student = False

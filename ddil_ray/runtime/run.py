@@ -25,7 +25,7 @@ from ddil_ray.runtime.object_store import store_bytes
 from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
 from ddil_ray.runtime.storage import CheckpointStore
-from ddil_ray.runtime.watch import Watch, sync
+from ddil_ray.runtime.watch import Watch
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, RunInfo, View, read_journal
 from ddil_ray.training.kept import kept_folder
 from ddil_ray.training.learner import round_models
@@ -131,7 +131,7 @@ def distill(
     (folder.local / "config.yaml").write_text(to_yaml(config))
     surroundings = environment(config.seed)
     write_json(folder.local / "environment.json", surroundings)
-    folder.sync()
+    folder.sync_soon(view.say)
     tracker = _tracker(config, made, folder, commit=str(surroundings["git_commit"]))
     store, status = partial(_store_bytes, config, made, view), "failed"
     try:
@@ -140,18 +140,29 @@ def distill(
             tracker.start()
             rounds = _train(fitted, made, folder, view)
             view.say("Trained; measuring and writing the results.")
-            result = _results(fitted, made, rounds, folder, benchmark, tracker.tracker.look())
+            with folder.filling(f"write them with `ddil-ray distill --resume {folder.url}`"):
+                result = _results(fitted, made, rounds, folder, benchmark, tracker.tracker.look())
         status = "finished"
     except RunStoppedError:
         status = "stopped"
         raise
     finally:
-        files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json")]
-        unsent = tracker.finish(status, [f for f in files if f.exists()])
-        sync(folder, view)
-        if unsent:
-            view.say(unsent)
+        missing = _close(tracker, folder, status, view)
+    if missing:
+        raise RunFailedError(missing)
     return result
+
+
+def _close(tracker: BackgroundTracker, folder: RunFolder, status: str, view: View) -> str | None:
+    """Send and copy what is left; what is missing in a finished run's folder after that."""
+    files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json")]
+    unsent = tracker.finish(status, [f for f in files if f.exists()])
+    missing = folder.finish()
+    if unsent:
+        view.say(unsent)
+    if missing and status != "finished":  # beside the reason why it has not finished
+        view.say(missing)
+    return missing
 
 
 def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder, *, commit: str) -> BackgroundTracker:
@@ -161,8 +172,10 @@ def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder, *, commit:
     else:
         uri = t.uri or f"sqlite:///{folder.local.parent / 'mlflow.db'}"
     phases = made.objective.phases
+    tracker = TRACKERS[t.tracker](uri=uri, experiment=t.experiment, timeout_s=t.timeout_s)
+    tracker.check(reach=t.required)
     return BackgroundTracker(
-        TRACKERS[t.tracker](uri=uri, experiment=t.experiment, timeout_s=t.timeout_s),
+        tracker,
         RunInfo(
             config.name,
             params=flatten(config),
@@ -369,5 +382,4 @@ def _results(
         about=about,
         grids=grids,
     )
-    folder.sync()
     return RunResult(folder.url, rounds, measured, look)

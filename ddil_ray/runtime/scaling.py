@@ -7,17 +7,17 @@ A folder is what both have: the command needs no connection to Ray, and a run no
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import fsspec
-
 from ddil_ray.config import RunConfig, load_config
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.folder import RunFolder, write_whole
 from ddil_ray.runtime.cluster import check_fits, check_labels, pool_bounds, pool_roles, resized
+from ddil_ray.storage import open_url
 
 __all__ = ["Requests", "Scaling", "scale"]
 
@@ -94,7 +94,7 @@ def scale(run: str, sizes: Sizes, *, timeout_s: float = 30.0) -> dict[str, dict[
         ConfigError: no such run, role or number, one that does not fit the cluster, or a run that does not answer.
     """
     resized(load_config(f"{run.rstrip('/')}/config.yaml", kind=RunConfig), sizes)
-    answer = Requests(*fsspec.core.url_to_fs(run)).ask(sizes, timeout_s=timeout_s)
+    answer = Requests(*open_url(run)).ask(sizes, timeout_s=timeout_s)
     if answer is None:
         raise ConfigError(
             f"RUN must be the folder of a job that is training, but nobody answers in {run}. Start it with other "
@@ -117,21 +117,31 @@ class Scaling:
 
     def __init__(self, folder: RunFolder, config: RunConfig, hub: Any, say: Callable[[str], None]) -> None:
         self._requests, self._config, self._hub, self._say = Requests(folder.fs, folder.root), config, hub, say
-        self._every_s, self._due, self._asked = (_REMOTE_S if folder.remote else 0.0), 0.0, False
-        self._requests.clear()
+        self._remote, self._due, self._asked, self._begun = folder.remote, 0.0, False, False
+        self._looking: threading.Thread | None = None
 
     def watch(self) -> None:
-        """Answer new requests. A storage that fails for a while must not end the run."""
+        """Answer new requests. A storage that fails, or is slow, must not end the run nor hold up who calls."""
         if self._asked:  # again, for a hub that has started anew
             self._hub.resize.remote(pool_bounds(self._config))
-        if time.monotonic() < self._due:
+        if time.monotonic() < self._due or (self._looking is not None and self._looking.is_alive()):
             return
-        self._due = time.monotonic() + self._every_s
+        if not self._remote:
+            self._look()
+            return
+        self._due = time.monotonic() + _REMOTE_S
+        self._looking = threading.Thread(target=self._look, name="scaling", daemon=True)
+        self._looking.start()
+
+    def _look(self) -> None:
         try:
+            if not self._begun:
+                self._requests.clear()
+                self._begun = True
             for request, sizes in self._requests.take():
                 self._requests.answer(request, self._answered(sizes))
         except Exception as error:  # every filesystem has errors of its own
-            self._say(f"A request to resize could not be read or answered ({error}); the run goes on.")
+            self._say(f"A request to resize could not be read or answered ({first_line(error)}); the run goes on.")
             self._due = time.monotonic() + 60
 
     def _answered(self, sizes: Sizes) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow.fs
 
+from ddil_ray.storage import open_url
 from ddil_ray.training.checkpoint import MANIFEST, manifest_of
 
 __all__ = ["CheckpointStore"]
@@ -25,21 +25,21 @@ class CheckpointStore:
 
     def filesystem(self) -> tuple[Any, str]:
         """(pyarrow filesystem or None for local paths, path), as Ray Train takes them."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         if "://" not in self.url:
             return None, root
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), root
 
     def attempts(self) -> list[int]:
         """Numbers of the attempts so far."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         fs.invalidate_cache()  # other processes write here
         names = fs.ls(root, detail=False) if fs.exists(root) else []
         return sorted(int(m[1]) for m in map(_ATTEMPT.search, (n.rstrip("/") for n in names)) if m)
 
     def newest(self) -> str | None:
         """Path (without protocol) of the newest whole checkpoint of any number of workers, None if there is none."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = open_url(self.url)
         for attempt in reversed(self.attempts()):
             folders = fs.ls(f"{root}/attempt-{attempt}", detail=False)
             for folder in sorted((f for f in folders if "/checkpoint_" in f), reverse=True):

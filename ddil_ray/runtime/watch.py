@@ -16,7 +16,7 @@ from ddil_ray.tracking import Journal, View
 if TYPE_CHECKING:
     from ddil_ray.runtime.monitor import MonitorHandle
 
-__all__ = ["Watch", "sync"]
+__all__ = ["Watch"]
 
 
 class Watch:
@@ -42,7 +42,7 @@ class Watch:
     ) -> None:
         self._scaling = scaling
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
-        self._journal, self._advisor = Journal(folder.local / "metrics.jsonl"), Advisor(view.say)
+        self._journal, self._advisor = Journal(folder.local / "metrics.jsonl", view.say), Advisor(view.say)
 
     def __call__(self) -> bool:
         """See the class."""
@@ -72,12 +72,4 @@ class Watch:
             self._view.show(record)
         self._journal.append(records)
         if any("checkpoint/step" in record for record in records):
-            sync(self._folder, self._view)
-
-
-def sync(folder: RunFolder, view: View) -> None:
-    """Copy the run's files out; a storage that fails for a while must not end the run."""
-    try:
-        folder.sync()
-    except Exception as error:  # every filesystem has errors of its own
-        view.say(f"{folder.url} could not be written ({error}); the files are in {folder.local}.")
+            self._folder.sync_soon(self._view.say)

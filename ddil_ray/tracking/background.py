@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
+import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,90 +33,96 @@ class BackgroundTracker:
     | event | effect |
     | --- | --- |
     | start | a thread opens the tracker, then polls the journal |
-    | a call fails | logged once, made again after 1, 2, 4, ... at most 60 s |
+    | a call fails | logged once, made again after 2, 4, 8, ... at most 60 s, and every second at the end |
     | finish | what is left is sent, then the run is closed; a tracker that fails gets `timeout_s`, then is left |
 
     Args:
         tracker: where to.
         run: what is known of the run.
         journal: the records.
-        state: file that remembers the tracker's run and how far it got.
+        state: file that remembers the tracker's run and how far it got; one that cannot be read is as none.
         timeout_s: how long a failing tracker may hold up the end.
     """
 
     def __init__(self, tracker: Tracker, run: RunInfo, *, journal: Path, state: Path, timeout_s: float) -> None:
         self.tracker, self.run, self.timeout_s = tracker, run, timeout_s
         self._journal, self._state_path = journal, state
-        self._state = _read_state(state)
-        self._wake = threading.Event()
+        self._state = {"key": uuid.uuid4().hex, **_read_state(state)}
+        written = journal.stat().st_size if journal.exists() else 0
+        self._state["sent"] = min(int(self._state.get("sent", 0)), written)  # the journal may be an older copy
+        self._wake, self._left = threading.Event(), threading.Event()
         self._ending: tuple[str, Sequence[Path]] | None = None
-        self._failures = 0
+        self._opened, self._closed, self._failures = False, False, 0
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
     def start(self) -> None:
         """Begin to send."""
+        self._save()
         self._thread.start()
 
     def finish(self, status: str, files: Sequence[Path] = ()) -> str | None:
         """Send the rest and close the run; what could not be sent is described, None if all was."""
         self._ending = (status, files)
         self._wake.set()
-        waited = 0.0
-        while self._thread.is_alive() and waited < (self.timeout_s if self._failures else _HEALTHY_CLOSE_S):
+        began = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - began < self._patience_s:
             self._thread.join(0.2)
-            waited += 0.2
-        unsent = len(read_after(self._journal, self._sent)[0])
-        if unsent or self._failures or self._thread.is_alive():
-            return f"{unsent} records did not reach the tracker; all of them are in {self._journal}."
-        return None
+        self._left.set()
+        if self._closed or self._thread.ident is None:  # it was never started
+            return None
+        unsent = len(read_after(self._journal, self._state["sent"])[0])
+        what = f"{unsent} records" if unsent else "The end of the run, or its files,"
+        return f"{what} did not reach the tracker; all is in {self._journal.parent}, and `--resume` sends it."
 
     @property
-    def _sent(self) -> int:
-        """Bytes of the journal that have been sent."""
-        return int(self._state.get("sent", 0))
+    def _patience_s(self) -> float:
+        return self.timeout_s if self._failures else _HEALTHY_CLOSE_S
 
     def _run(self) -> None:
-        opened = False
-        while True:
+        while not self._left.is_set() and not self._closed:
+            ending = self._ending  # read first: whatever is journalled before it is sent before the close
             try:
-                if not opened:
-                    self.tracker.open(self.run, self._state)
-                    self._save()
-                    opened = True
-                ending = self._ending  # read first: whatever is journalled before it is sent before the close
                 self._send()
                 if ending is not None:
                     self.tracker.close(*ending)
+                    self._closed = True
                 self._failures = 0
-                if ending is not None:
-                    return
             except Exception as error:  # a tracker may fail in any way; training goes on
                 if self._failures == 0:
-                    _log.warning(
-                        "Tracking failed and will be tried again: %s",
-                        first_line(error),
-                    )
+                    _log.warning("Tracking failed and will be tried again: %s", first_line(error))
                 self._failures += 1
-                if self._ending is not None:
-                    return
-            self._wake.wait(min(_LONGEST_PAUSE_S, _POLL_S * 2**self._failures))
+            if self._ending is None:
+                self._wake.wait(min(_LONGEST_PAUSE_S, _POLL_S * 2**self._failures))
+            elif self._failures:
+                self._left.wait(_POLL_S)
 
     def _send(self) -> None:
-        records, end = read_after(self._journal, self._sent)
+        if not self._opened:
+            self.tracker.open(self.run, self._state)
+            self._opened = True
+            self._save()
+        records, end = read_after(self._journal, self._state["sent"])
         if records:
             self.tracker.log(records)
             self._state["sent"] = end
             self._save()
 
     def _save(self) -> None:
-        whole = self._state_path.with_suffix(".part")
-        whole.write_text(json.dumps(self._state))
-        whole.replace(self._state_path)
+        """Remember. Where there is no room, a process after this one sends again what the tracker has already."""
+        part = self._state_path.with_suffix(".part")
+        with suppress(OSError), part.open("w") as file:
+            json.dump(self._state, file)
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(self._state_path)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return {**state, "sent": int(state.get("sent", 0))}
+    except FileNotFoundError:
         return {}
-    return state if isinstance(state, dict) else {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _log.warning("%s cannot be read (%s): the tracker gets the whole run again, as a new one.", path, error)
+        return {}

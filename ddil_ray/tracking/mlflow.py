@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.tracking.journal import TIME
 from ddil_ray.tracking.tracker import Record, RunInfo
 
 __all__ = ["MlflowTracker"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+_NO_METRICS = ("step", "phase", "total_steps", TIME)
+_KEY = "ddil_ray_key"
+"""Tag by which a run is found again."""
 
 
 class MlflowTracker:
@@ -30,13 +36,36 @@ class MlflowTracker:
     """
 
     def __init__(self, *, uri: str, experiment: str, timeout_s: float) -> None:
+        # `BackgroundTracker` tries again, and `_begun` knows what was done though its answer was lost. MLflow's client
+        # would begin a second run, and hold up the end for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(timeout_s))))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
         self._run_id = ""
         self._rounds: list[str] = []
+
+    def check(self, *, reach: bool) -> None:
+        """See `Tracker.check`."""
+        if not reach and "sql" in self.uri.partition(":")[0]:
+            return  # a database is made, or looked into, where nobody waits for it
+        client = None
+        try:
+            client = MlflowClient(self.uri)
+            if reach:
+                client.search_experiments(max_results=1)
+        except Exception as error:  # of the server, the database or what lies between
+            if client is None and isinstance(error, MlflowException):
+                raise ConfigError(
+                    f"`tracking.uri` must be an address that MLflow knows, such as http://host:5000 or "
+                    f"sqlite:////path/mlflow.db, but is {self.uri!r} instead ({first_line(error)})."
+                ) from error
+            raise ConfigError(
+                f"`tracking.uri` must be reached before the run starts, as `tracking.required` says, but "
+                f"{self.look()} failed: {first_line(error)}. Start the server, or set `tracking.required=false`: "
+                "records then wait for it on disk."
+            ) from error
 
     def open(self, run: RunInfo, state: dict[str, Any]) -> None:
         """See `Tracker.open`."""
@@ -44,12 +73,12 @@ class MlflowTracker:
         if "run_id" not in state:
             experiment = self._client.get_experiment_by_name(self.experiment)
             experiment_id = experiment.experiment_id if experiment else self._new_experiment()
-            created = self._client.create_run(experiment_id, tags=run.tags, run_name=run.name)
-            run_id, rounds = created.info.run_id, []
-            for name in run.rounds:
-                tags = {**run.tags, "mlflow.parentRunId": run_id}
-                nested = self._client.create_run(experiment_id, tags=tags, run_name=f"{run.name} {name}")
-                rounds.append(nested.info.run_id)
+            run_id = self._begun(experiment_id, state["key"], run.name, run.tags)
+            tags = {**run.tags, "mlflow.parentRunId": run_id}
+            rounds = [
+                self._begun(experiment_id, f"{state['key']}-{number}", f"{run.name} {name}", tags)
+                for number, name in enumerate(run.rounds)
+            ]
             params = [Param(key, value[:6000]) for key, value in run.params.items()]
             for start in range(0, len(params), _PARAMS_PER_CALL):
                 self._client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])
@@ -60,6 +89,12 @@ class MlflowTracker:
             self._client.log_batch(state["run_id"], tags=[RunTag(k, v) for k, v in run.tags.items()])
         self._run_id, self._rounds = state["run_id"], state["rounds"]
 
+    def _begun(self, experiment_id: str, key: str, name: str, tags: dict[str, str]) -> str:
+        """Id of the run that has this key: a call whose answer was lost has made it already."""
+        found = self._client.search_runs([experiment_id], f"tags.{_KEY} = '{key}'", max_results=1)
+        run = found[0] if found else self._client.create_run(experiment_id, tags={**tags, _KEY: key}, run_name=name)
+        return str(run.info.run_id)
+
     def _new_experiment(self) -> str:
         """Beside a sqlite file its artifacts go to the same folder, not to the working directory."""
         artifacts = None
@@ -69,14 +104,15 @@ class MlflowTracker:
         return experiment_id
 
     def log(self, records: Sequence[Record]) -> None:
-        """See `Tracker.log`."""
-        now = int(time.time() * 1000)
+        """See `Tracker.log`. MLflow keeps a metric once that it gets twice, of the same time."""
+        now = time.time()
         batches: dict[str, list[Metric]] = {self._run_id: []}
         for record in records:
+            at = int(record.get(TIME, now) * 1000)
             metrics = [
-                Metric(name, float(value), now, int(record["step"]))
+                Metric(name, float(value), at, int(record["step"]))
                 for name, value in record.items()
-                if name not in ("step", "phase", "total_steps")
+                if name not in _NO_METRICS
             ]
             batches[self._run_id] += metrics
             if self._rounds and "phase" in record:

@@ -27,8 +27,18 @@ class RunInfo:
 class Tracker(Protocol):
     """Calls may be slow and may raise: they come from a background thread, and failed ones are made again."""
 
+    def check(self, *, reach: bool) -> None:
+        """Look at the settings before the run starts, and with `reach` also whether the tracker answers.
+
+        Raises:
+            ConfigError: it cannot work.
+        """
+
     def open(self, run: RunInfo, state: dict[str, Any]) -> None:
-        """Start the run, or go on with the one that `state` remembers; `state` is kept between processes."""
+        """Start the run, or go on with the one that `state` remembers; `state` is kept between processes.
+
+        Its "key" names the run and is the same in all tries, so that none starts a second one.
+        """
 
     def log(self, records: Sequence[Record]) -> None:
         """Keep metrics."""
@@ -42,6 +52,9 @@ class Tracker(Protocol):
 
 class NullTracker:
     """Tracks nothing."""
+
+    def check(self, *, reach: bool) -> None:
+        """Nothing."""
 
     def open(self, run: RunInfo, state: dict[str, Any]) -> None:
         """Nothing."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor
 
 from ddil_ray.config import RunConfig
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.folder import write_whole
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import StateRequest
+from ddil_ray.storage import open_url
 from ddil_ray.training.producer import Expert
 from ddil_ray.training.recipe import Recipe
 
@@ -34,6 +36,9 @@ __all__ = ["KeptBlocks", "from_parquet", "kept_blocks", "kept_folder", "to_parqu
 
 _FORMAT = 1
 """Of the files, and of what decides their rows: raise it when either changes."""
+_REST_S = 60.0
+"""How long a storage that fails is left alone."""
+_log = logging.getLogger(__name__)
 
 
 def kept_blocks(recipe: Recipe, origin: Origin, conditions: Tensor, *, folder: str | None) -> KeptBlocks | None:
@@ -63,7 +68,7 @@ def kept_folder(config: RunConfig, run: str) -> str | None:
     where = role.keep_at or f"{run}/kept"
     where = where if "://" in where else str(Path(where).resolve())
     try:
-        fs, root = fsspec.core.url_to_fs(where)
+        fs, root = open_url(where)
         write_whole(fs, f"{root}/.writable", b"")
         fs.rm_file(f"{root}/.writable")
     except Exception as error:  # every filesystem has errors of its own
@@ -85,6 +90,7 @@ class KeptBlocks:
     made_from: str
     """What decides a row besides the teacher's weights."""
     _teachers: dict[int, str] = field(default_factory=dict, init=False)
+    _rests_until: float = field(default=0.0, init=False)
 
     def replayed(self, request: StateRequest) -> StateRequest:
         """The request whose rows `request` gets: itself at first."""
@@ -105,13 +111,28 @@ class KeptBlocks:
         request = self.replayed(request)
         if self.folder is None:
             return make(request)
-        fs, root = fsspec.core.url_to_fs(self.folder)
+        fs, root = open_url(self.folder)
         path = f"{root}/{self._name(request.phase, expert)}/{request.index:06d}.parquet"
-        kept = _read(fs, path)
+        content = self._tried(partial(fs.cat_file, path), path)
+        kept = _parsed(content, path) if content is not None else None
         if kept is None:
             kept = make(request)
-            _write(fs, path, kept)
+            self._tried(partial(write_whole, fs, path, to_parquet(kept)), path)
         return kept
+
+    def _tried(self, act: Callable[[], bytes | None], path: str) -> bytes | None:
+        """What `act` gives of the file at `path`, None where there is none. A storage that fails costs the teacher's
+        time, not the run; and it is left alone for a while, since finding out that it fails takes long."""
+        if time.monotonic() < self._rests_until:
+            return None
+        try:
+            return act()
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # every filesystem has errors of its own
+            _log.warning("Blocks are made and not kept for %g s: %s: %s", _REST_S, path, first_line(error))
+            self._rests_until = time.monotonic() + _REST_S
+            return None
 
     def _name(self, phase: int, expert: Expert) -> str:
         """A folder of those that have the same teacher and are made in the same way."""
@@ -177,20 +198,10 @@ def from_parquet(content: bytes) -> StateBatch:
     return StateBatch.from_columns(columns)
 
 
-def _read(fs: Any, path: str) -> StateBatch | None:
-    """The block in a file; None where there is none, or none that can be read."""
+def _parsed(content: bytes, path: str) -> StateBatch | None:
+    """The block in a file's content; None where it is none, and is made again."""
     try:
-        return from_parquet(fs.cat_file(path))
-    except FileNotFoundError:
+        return from_parquet(content)
+    except Exception as error:  # Arrow's own
+        _log.warning("A kept block is not whole, and is made again: %s: %s", path, first_line(error))
         return None
-    except Exception as error:  # every filesystem has errors of its own; the block is made again
-        logging.getLogger(__name__).warning("A kept block could not be read, and is made again: %s: %s", path, error)
-        return None
-
-
-def _write(fs: Any, path: str, batch: StateBatch) -> None:
-    """Keep a block. A storage that fails costs the teacher's time, not the run."""
-    try:
-        write_whole(fs, path, to_parquet(batch))
-    except Exception as error:  # every filesystem has errors of its own
-        logging.getLogger(__name__).warning("A block could not be kept: %s: %s", path, error)

@@ -1,0 +1,301 @@
+"""Row "MLflow down / slow": nothing waits for the tracker, everything reaches it once when it is back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from faulty_proxy import Faulty
+from mlflow.tracking import MlflowClient
+from runs import small_run
+
+from ddil_ray.errors import ConfigError
+from ddil_ray.runtime.run import distill
+from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, read_journal
+
+RUN = RunInfo("a-run", params={"seed": "0"}, tags={"git_commit": "abc"}, rounds=["round 4 steps", "round 2 steps"])
+
+
+def _tracker(uri, timeout_s=5.0):
+    return TRACKERS["mlflow"](uri=uri, experiment="tests", timeout_s=timeout_s)
+
+
+def _background(folder, uri, timeout_s=5.0):
+    return BackgroundTracker(
+        _tracker(uri, timeout_s),
+        RUN,
+        journal=folder / "metrics.jsonl",
+        state=folder / "tracking.json",
+        timeout_s=timeout_s,
+    )
+
+
+def _record(n):
+    return {"step": n, "total_steps": 60, "phase": n // 30, "loss": 1.0 / (n + 1)}
+
+
+def _runs(uri):
+    client = MlflowClient(uri)
+    return client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+
+
+def _assert_everything_once(uri, steps):
+    """One run and one for each round, and each step's loss once, at the time when it was made."""
+    client, runs = MlflowClient(uri), {run.info.run_name: run.info.run_id for run in _runs(uri)}
+    assert set(runs) == {"a-run", "a-run round 4 steps", "a-run round 2 steps"}
+    assert len(_runs(uri)) == 3
+    histories = {name: client.get_metric_history(run, "loss") for name, run in runs.items()}
+    assert [m.step for m in histories["a-run"]] == list(range(steps))
+    assert [m.step for m in histories["a-run round 2 steps"]] == list(range(30, steps))
+    return histories["a-run"]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """An sqlite file with MLflow's tables, which take long to make."""
+    path = tmp_path_factory.mktemp("empty") / "m.db"
+    _tracker(f"sqlite:///{path}").check(reach=True)
+    assert path.exists()
+    return path
+
+
+@pytest.fixture
+def uri(empty_database, tmp_path):
+    """Of a database without runs."""
+    shutil.copy(empty_database, tmp_path / "m.db")
+    return f"sqlite:///{tmp_path}/m.db"
+
+
+class _Server:
+    """`mlflow server` on sqlite, which can be killed and started again at the same port."""
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self):
+        command = [
+            Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", f"sqlite:///{self._folder}/m.db",
+            "--artifacts-destination", str(self._folder / "artifacts"), "--port", str(self.port), "--workers", "1",
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )  # fmt: skip
+        _until(self._answers, 150)
+
+    def _answers(self):
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self):
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def database(empty_database, tmp_path_factory):
+    """A server."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_database, folder / "m.db")
+    server = _Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(database):
+    """A server that runs, without experiments of other tests."""
+    if database._process is None:
+        database.start()
+    client = MlflowClient(database.uri)
+    old = client.get_experiment_by_name("tests")
+    if old is not None:
+        client.rename_experiment(old.experiment_id, f"old {time.time()}")
+    return database
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_that_is_down_at_the_start_and_dies_later_gets_everything_once(server, tmp_path):
+    server.kill()
+    background = _background(tmp_path, server.uri)
+    background.start()
+    journal, waited = Journal(tmp_path / "metrics.jsonl"), 0.0
+
+    def train(first, last):
+        nonlocal waited
+        for n in range(first, last):
+            began = time.monotonic()
+            journal.append([_record(n)])
+            waited = max(waited, time.monotonic() - began)
+            time.sleep(0.02)
+
+    train(0, 20)
+    server.start()
+    back = time.time()
+    _until(lambda: background._state["sent"] == (tmp_path / "metrics.jsonl").stat().st_size, 70)
+    train(20, 40)
+    server.kill()
+    train(40, 60)
+    time.sleep(3)
+    server.start()
+    (tmp_path / "report.html").write_text("<p>")
+    assert background.finish("finished", [tmp_path / "report.html"]) is None
+    assert waited < 0.5
+    losses = _assert_everything_once(server.uri, 60)
+    times = [metric.timestamp / 1000 for metric in losses]
+    assert times == sorted(times)
+    assert times[19] < back < times[20]  # of what was made, not of what was sent
+    main = next(run for run in _runs(server.uri) if run.info.run_name == "a-run")
+    assert (main.info.status, main.data.params) == ("FINISHED", RUN.params)
+    assert [a.path for a in MlflowClient(server.uri).list_artifacts(main.info.run_id)] == ["report.html"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_a_server_did_without_answering_is_not_done_twice(server, tmp_path):
+    """Lost are the answers to a first run, to its parameters, to its first metrics, and to its end."""
+    proxy, asked = Faulty(("127.0.0.1", server.port)), Counter()
+    losses = {("create", 1), ("log-batch", 1), ("log-batch", 3), ("update", 1)}
+
+    def lost(method, path):
+        call = path.rpartition("/")[2]
+        asked[call] += 1
+        return "lost" if (call, asked[call]) in losses else None
+
+    proxy.fault = lost
+    background, journal = _background(tmp_path, proxy.url), Journal(tmp_path / "metrics.jsonl")
+    background.start()
+    for n in range(60):
+        journal.append([_record(n)])
+    _until(lambda: background._state["sent"] > 0, 120)
+    assert background.finish("finished") is None
+    assert proxy.seen["lost"] == len(losses)
+    _assert_everything_once(server.uri, 60)
+    proxy.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_died_between_sending_and_remembering_sends_nothing_twice(server, tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append([_record(n) for n in range(60)])
+    for _ in range(2):
+        background = _background(tmp_path, server.uri)
+        background._state["sent"] = 0
+        background.start()
+        assert background.finish("stopped") is None
+    _assert_everything_once(server.uri, 60)
+
+
+def test_a_tracker_that_hangs_holds_up_the_end_for_a_bounded_time(tmp_path):
+    """It answers nobody from the start."""
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        dead.listen(1)
+        background = _background(tmp_path, f"http://127.0.0.1:{dead.getsockname()[1]}", timeout_s=2.0)
+        background.start()
+        Journal(tmp_path / "metrics.jsonl").append([_record(0)])
+        began = time.monotonic()
+        unsent = background.finish("finished")
+        assert time.monotonic() - began < 30
+    assert unsent == f"1 records did not reach the tracker; all is in {tmp_path}, and `--resume` sends it."
+
+
+def test_what_a_dead_tracker_missed_is_sent_by_the_next_process(tmp_path, uri):
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        gone = _background(tmp_path, f"http://127.0.0.1:{dead.getsockname()[1]}", timeout_s=1.0)
+        gone.start()
+        Journal(tmp_path / "metrics.jsonl").append([_record(n) for n in range(60)])
+        assert gone.finish("stopped").startswith("60 records did not reach")
+    again = _background(tmp_path, uri)
+    again.start()
+    assert again.finish("finished") is None
+    _assert_everything_once(uri, 60)
+
+
+@pytest.mark.parametrize("torn", ["", '{"run_id": "abc", "se', "[1]", '{"sent": "x"}', "\0\0\0\0"])
+def test_a_torn_memory_of_the_tracker_costs_nothing_but_a_second_run(tmp_path, uri, torn):
+    (tmp_path / "tracking.json").write_text(torn)
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append([_record(n) for n in range(60)])
+    background = _background(tmp_path, uri)
+    background.start()
+    assert background.finish("finished") is None
+    _assert_everything_once(uri, 60)
+
+
+def test_records_of_a_journal_that_is_older_than_its_tracker_are_sent(tmp_path, uri):
+    """From a storage the journal may come as it was at a checkpoint, and the tracker's memory a little newer."""
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append([_record(n) for n in range(30)])
+    background = _background(tmp_path, uri)
+    background.start()
+    assert background.finish("stopped") is None
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines[:20]))
+    background, journal = _background(tmp_path, uri), Journal(tmp_path / "metrics.jsonl")
+    background.start()
+    journal.append([_record(n) for n in range(30, 60)])
+    assert background.finish("finished") is None
+    _assert_everything_once(uri, 60)
+
+
+@pytest.mark.parametrize("kind", ["refuses", "never answers"])
+def test_a_required_tracker_that_does_not_answer_ends_the_run_before_it_starts(run_dir, kind):
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        if kind == "never answers":
+            dead.listen(1)
+        uri = f"http://127.0.0.1:{dead.getsockname()[1]}"
+        tracking = {"tracker": "mlflow", "uri": uri, "required": True, "timeout_s": 1}
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=r"`tracking.uri` must be reached .* MLflow at http://127.* failed"):
+            distill(small_run(output=run_dir, tracking=tracking))
+        assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("uri", ["htp://localhost:5000", "localhost:5000", "ftp://server/x"])
+def test_an_address_that_is_none_ends_the_run_before_it_starts(run_dir, uri):
+    with pytest.raises(ConfigError, match=r"`tracking.uri` must be an address that MLflow knows.* but is '" + uri):
+        distill(small_run(output=run_dir, tracking={"tracker": "mlflow", "uri": uri}))
+
+
+@pytest.mark.usefixtures("empty_database")
+def test_a_required_database_is_made_at_the_start():
+    with pytest.raises(ConfigError, match=r"`tracking.uri` must be .*/dev/null/m\.db"):
+        _tracker("sqlite:////dev/null/m.db").check(reach=True)
+
+
+def test_the_times_of_records_are_for_trackers_alone(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append([_record(0)])
+    assert '"time": ' in (tmp_path / "metrics.jsonl").read_text()
+    assert read_journal(tmp_path / "metrics.jsonl") == [_record(0)]
+
+
+def _until(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
