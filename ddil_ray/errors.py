@@ -10,6 +10,7 @@ __all__ = [
     "RunStoppedError",
     "ShapeError",
     "StaleStateError",
+    "StateError",
     "first_line",
 ]
 
@@ -36,6 +37,12 @@ class DataError(DdilError, ValueError):
 
 class ShapeError(DdilError, ValueError):
     """A tensor whose shape breaks a documented contract."""
+
+
+class StateError(DdilError, ValueError):
+    """States that reached the trainer and that nothing can be learnt from."""
+
+    exit_code = 1
 
 
 class StaleStateError(DdilError, RuntimeError):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from ddil_ray.config.groups import (
     Checkpoint,
     Data,
     Evaluation,
-    Group,
     LabelRole,
     NetworkRole,
     Replay,
@@ -24,6 +23,7 @@ from ddil_ray.config.groups import (
     Tracking,
     Trainer,
 )
+from ddil_ray.config.kinds import Group, Seed
 from ddil_ray.config.objectives import Objective
 from ddil_ray.config.student import Student
 
@@ -35,7 +35,7 @@ class RunConfig(Group):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     output: str = Field("runs", description="folder or fsspec URL; the run gets <output>/<name>")
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    seed: Seed = 0
     teacher: Teacher
     student: Student = Student()
     data: Data

@@ -37,7 +37,10 @@ BUILTIN: dict[str, Callable[[], ImageData]] = {"digits": _digits, "emoji": load_
 
 def _builtin(source: str, **_: Any) -> ImageData:
     if source not in BUILTIN:
-        raise DataError(f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r}.")
+        raise DataError(
+            f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r} "
+            "instead."
+        )
     return BUILTIN[source]()
 
 
@@ -47,6 +50,17 @@ def _factory(source: str, **_: Any) -> ImageData:
         raise DataError(
             f"`data.source` factory {source!r} must return a ddil_ray.data.ImageData, but returned "
             f"{type(data).__name__} instead."
+        )
+    images, labels = data.images, data.labels
+    fits = images.ndim == 4 and images.dtype == torch.float32 and labels.dtype == torch.int64 and labels.ndim == 1
+    if not fits or (data.prompts is None and len(labels) != len(images)):
+        raise DataError(
+            f"`data.source` factory {source!r} must return images (N, C, H, W) of float32 and labels (N,) of int64, but "
+            f"returned {tuple(images.shape)} of {images.dtype} and {tuple(labels.shape)} of {labels.dtype} instead."
+        )
+    if not bool(images.isfinite().all()):
+        raise DataError(
+            f"`data.source` factory {source!r} must return finite values, but some are NaN or infinite. Mend the data."
         )
     return data
 

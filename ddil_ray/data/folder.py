@@ -10,7 +10,7 @@ import torch
 
 from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
 
 __all__ = ["IMAGE_SUFFIXES", "load_folder"]
 
@@ -27,7 +27,7 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         fs, root = fsspec.core.url_to_fs(source)
         paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     except Exception as error:  # every filesystem has errors of its own
-        raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None
+        raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}.") from None
     if not paths:
         raise DataError(
             f"`data.source` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), but {source!r} "
@@ -50,5 +50,5 @@ def _read(fs: Any, path: str) -> bytes:
     try:
         content: bytes = fs.cat_file(path)
     except Exception as error:  # every filesystem has errors of its own
-        raise DataError(f"`data.source` must hold readable files, but {path} failed: {error}.") from None
+        raise DataError(f"`data.source` must hold readable files, but {path} failed: {first_line(error)}.") from None
     return content

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
 
 __all__ = ["decode_image", "open_picture", "picture_tensor", "stack_images"]
 
@@ -30,8 +30,8 @@ def open_picture(content: bytes, *, name: str) -> Image.Image:
             return ImageOps.exif_transpose(opened).convert("L" if opened.mode in _GREY_MODES else "RGB")
     except UnidentifiedImageError:
         raise _unreadable(name, "of no known format") from None
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise _unreadable(name, str(error)) from None
+    except Exception as error:  # whatever a decoder meets in a broken file
+        raise _unreadable(name, first_line(error)) from None
 
 
 def _unreadable(name: str, problem: str) -> DataError:

@@ -20,9 +20,9 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, DdilError, first_line
 from ddil_ray.factory import is_factory
-from ddil_ray.models.family import Family
+from ddil_ray.models.family import Family, check_reads_latents, unreadable
 from ddil_ray.models.fetch import fetch_hub, fetch_url
 from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
@@ -56,7 +56,13 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     if is_factory(spec) and not spec.startswith("builtin:"):
         return load_module(spec, weights=weights)
     family, folder = find_pipeline(spec)
-    return family.load(folder)
+    check_reads_latents(family, folder)
+    try:
+        return family.load(folder)
+    except DdilError:
+        raise
+    except Exception as error:  # what diffusers meets in settings or weights that it did not write
+        raise unreadable(folder, error) from error
 
 
 def find_pipeline(spec: str) -> tuple[Family, Path]:
@@ -79,7 +85,11 @@ def local_folder(spec: str) -> Path:
         return _find_builtin(spec.removeprefix("builtin:"))
     if "://" in spec:
         return fetch_url(spec)
-    return Path(spec) if Path(spec).exists() else fetch_hub(spec)
+    try:
+        here = Path(spec).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        here = False
+    return Path(spec) if here else fetch_hub(spec)
 
 
 def student_of(
@@ -130,9 +140,10 @@ def _family_of(folder: Path) -> Family:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`teacher.model` must be a diffusers pipeline folder, but {folder} has no readable model_index.json "
-            f"({error}). Point it at a folder written by `pipeline.save_pretrained`."
+            f"({first_line(error)}). Point it at a folder written by `pipeline.save_pretrained`."
         ) from error
-    classes = [entry[1] for entry in components.values() if isinstance(entry, list)]
+    parts = components.values() if isinstance(components, dict) else ()
+    classes = [str(entry[1]) for entry in parts if isinstance(entry, list) and len(entry) == 2]
     for needed, module in FAMILIES.items():
         if set(needed) <= set(classes):
             family: Family = importlib.import_module(module).FAMILY
@@ -140,5 +151,5 @@ def _family_of(folder: Path) -> Family:
     known = ", ".join(" with ".join(needed) for needed in FAMILIES)
     raise ConfigError(
         f"`teacher.model` must hold one of {known}, but {folder} holds "
-        f"{', '.join(map(str, classes)) or 'no component'} instead."
+        f"{', '.join(classes) or 'no component'} instead. Use another."
     )

@@ -110,7 +110,7 @@ def _json_lines(reader: Reader, shard: Shard) -> Iterator[tuple[int, dict[str, A
     for number, line in _lines(reader, shard):
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fields = error
         if not isinstance(fields, dict):
             raise DataError(

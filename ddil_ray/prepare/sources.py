@@ -50,7 +50,9 @@ def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard
         raise DataError(f"`data.source` must hold files of format {data.format}, but {source!r} holds none.")
     reader = replace(reader, images=_has_images(reader, shards[0], data))
     _check_conditions(reader, source)
-    return replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0]))), shards
+    reader = replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0])))
+    reader.check(shards)
+    return reader, shards
 
 
 def _list_files(source: str) -> list[Shard]:
@@ -70,9 +72,7 @@ def _list_files(source: str) -> list[Shard]:
 
 def _has_images(reader: Reader, first: Shard, data: PrepareData) -> bool:
     if isinstance(reader, ParquetFiles):
-        if data.format == "text" or not reader.could_hold_images(first):
-            return False
-        reader.check_image_column(first)
+        return data.format != "text" and reader.could_hold_images(first)
     return not isinstance(reader, TextFiles)
 
 
