@@ -49,19 +49,20 @@ class ConfigTree:
             raise ConfigError(f"`extends` must lead to other configs, but {quoted(source)} extends itself.")
         if len(read) > _MOST_PARENTS:
             raise ConfigError(f"`extends` must lead to at most {_MOST_PARENTS} configs in all, but leads to more.")
-        settings, places = _settings(_read(source), without_credentials(source))
+        shown = without_credentials(source)
+        settings, places = _settings(_read(source), shown)
         extends = settings.pop("extends", [])
         parents = [extends] if isinstance(extends, str) else extends
         if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
             raise ConfigError(
-                f"`extends` must name a config or a list of them, but is {quoted(extends)} instead.  [{source}]"
+                f"`extends` must name a config or a list of them, but is {quoted(extends)} instead.  [{shown}]"
             )
-        tree = cls(without_credentials(source), {})
+        tree = cls(shown, {})
         for parent in parents:
             inherited = cls._extended(parent, (*children, source), read)
-            tree = tree.merge(inherited.settings, source)
+            tree = tree.merge(inherited.settings, shown)
             tree.places |= inherited.places
-        tree = tree.merge(settings, source)
+        tree = tree.merge(settings, shown)
         tree.places |= places
         return tree
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ddil_ray.data.folder import IMAGE_SUFFIXES
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
 from ddil_ray.prepare.rows import Entry, Reader, Row, Shard
 
 __all__ = ["METADATA", "ClassFolders", "MetadataFolder", "TextFiles"]
@@ -102,7 +102,8 @@ def _lines(reader: Reader, shard: Shard) -> Iterator[tuple[int, str]]:
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"`data.source` must hold readable text, but {reader.title(shard)} cannot be read as UTF-8 ({error})."
+            f"`data.source` must hold readable text, but {reader.title(shard)} cannot be read as UTF-8 "
+            f"({first_line(error)}). Save it as UTF-8."
         ) from None
 
 

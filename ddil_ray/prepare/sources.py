@@ -47,7 +47,10 @@ def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard
     reader = _READERS[_detect(files, source, data.format)](source, condition, data.image_column)
     shards = reader.shards(files)
     if not shards:
-        raise DataError(f"`data.source` must hold files of format {data.format}, but {source!r} holds none.")
+        raise DataError(
+            f"`data.source` must hold files of format {data.format}, but {source!r} holds none. Set `data.format=auto`, or "
+            "name another source."
+        )
     reader = replace(reader, images=_has_images(reader, shards[0], data))
     _check_conditions(reader, source)
     reader = replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0])))
@@ -66,7 +69,7 @@ def _list_files(source: str) -> list[Shard]:
             "credentials."
         ) from None
     if not found:
-        raise DataError(f"`data.source` must be a folder or file, but {source!r} does not exist or is empty.")
+        raise DataError(f"`data.source` must be a folder or file, but {source!r} does not exist or is empty. Check it.")
     return [Shard(path[len(root.rstrip("/")) + 1 :], int(info["size"] or 0)) for path, info in found]
 
 
@@ -78,7 +81,9 @@ def _has_images(reader: Reader, first: Shard, data: PrepareData) -> bool:
 
 def _check_conditions(reader: Reader, source: str) -> None:
     if reader.condition.classes and not reader.images:
-        raise DataError(f"`data.source` must hold images for a teacher of classes, but {source!r} holds prompts alone.")
+        raise DataError(
+            f"`data.source` must hold images for a teacher of classes, but {source!r} holds prompts alone. Add the images."
+        )
     if isinstance(reader, ClassFolders) and not reader.condition.classes:
         raise DataError(
             f"`data.source` must hold captions for a teacher of prompts, but {source!r} holds images alone. Write a "
