@@ -13,6 +13,7 @@ from ddil_ray.ablation.outcome import Outcome, by_steps
 from ddil_ray.ablation.summary import Study
 from ddil_ray.config import RunConfig, flatten, load_config
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.places import check_url
 from ddil_ray.tracking.journal import parse_records
 
 __all__ = ["study_of"]
@@ -76,6 +77,7 @@ def study_of(urls: Sequence[str]) -> Study:
 
 
 def _read(url: str) -> _Run:
+    check_url(url, "RUN_DIR")
     try:
         fs, root = fsspec.core.url_to_fs(url)
         begun, finished = (bool(fs.exists(f"{root}/{name}")) for name in ("config.yaml", "metrics.json"))

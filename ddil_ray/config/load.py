@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from ddil_ray.config.run import RunConfig
 from ddil_ray.errors import ConfigError
+from ddil_ray.places import check_url
+from ddil_ray.redact import redacted
 
 __all__ = ["ConfigTree", "config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
 
@@ -129,12 +131,12 @@ def _shipped() -> list[str]:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved config; it loads as it is."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved config without secrets; it loads as it is."""
+    return yaml.safe_dump(redacted(config.model_dump(mode="json")), sort_keys=False)
 
 
 def flatten(config: BaseModel) -> dict[str, str]:
-    """Dotted key -> value, for tracking; credentials inside URLs are left out."""
+    """Dotted key -> value, for tracking, without secrets."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -142,28 +144,22 @@ def flatten(config: BaseModel) -> dict[str, str]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         else:
-            flat[prefix] = _without_credentials(str(value))
+            flat[prefix] = str(value)
 
-    walk("", config.model_dump(mode="json"))
+    walk("", redacted(config.model_dump(mode="json")))
     return flat
 
 
 def config_hash(config: BaseModel) -> str:
-    """Twelve hexadecimal digits that change with any setting."""
-    content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """Twelve hexadecimal digits that change with any setting, but not with a secret in it."""
+    content = json.dumps(redacted(config.model_dump(mode="json")), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _without_credentials(value: str) -> str:
-    scheme, separator, rest = value.partition("://")
-    if separator and "@" in rest:
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
-    return value
 
 
 def _read(source: str) -> str:
     if source in _shipped():
         return (resources.files("ddil_ray.presets") / f"{source}.yaml").read_text()
+    check_url(source, "CONFIG")
     import fsspec
 
     try:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt
 
 from ddil_ray.config.groups import Count, Data, Fraction, Group, NonNegative, Positive
+from ddil_ray.config.places import Place
 
 __all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer"]
 
@@ -50,7 +51,7 @@ class TeacherConfig(Group):
 
     kind: Literal["image"] = Field("image", description="of pixels, and of classes where the data has some; see below")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = "runs"
+    output: Place = "runs"
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     data: Data
     model: Network = Network()

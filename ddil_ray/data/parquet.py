@@ -15,6 +15,7 @@ from torch import Tensor
 from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError
+from ddil_ray.places import check_links
 
 __all__ = ["image_array", "load_parquet"]
 
@@ -46,6 +47,7 @@ def _files(source: str) -> tuple[Any, list[str]]:
         files = [root] if fs.isfile(root) else sorted(p for p in fs.find(root) if p.endswith(".parquet"))
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be readable, but {source!r} failed: {error}.") from None
+    check_links(fs, root, files)
     if not files:
         raise DataError(f"`data.source` must be a Parquet file or a folder with some, but {source!r} has none.")
     return fs, files

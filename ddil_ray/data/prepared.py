@@ -24,18 +24,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor
 
 from ddil_ray.data.images import ImageData
 from ddil_ray.errors import DataError
+from ddil_ray.places import check_links, is_below
 from ddil_ray.prompts import Embeddings
 
 __all__ = [
@@ -56,6 +57,15 @@ _READERS = 8
 """Threads that read embeddings, a file each: they wait for storage, and decode outside Python's lock."""
 
 
+def _below(name: str) -> str:
+    if not is_below(name):
+        raise ValueError(f"must lead below the folder, but is {name!r}")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_below)]
+
+
 class Index(BaseModel):
     """The content of dataset.json."""
 
@@ -67,13 +77,13 @@ class Index(BaseModel):
     family: str
     conditions: Literal["prompts", "classes"]
     latent_channels: int
-    buckets: dict[str, int] = {}
+    buckets: dict[_Name, int] = {}
     """Rows by bucket."""
     latent_shapes: dict[str, tuple[int, int, int]] = {}
     """(C, H, W) of each bucket's latents."""
     prompts: int = 0
     """Number of distinct prompts."""
-    prompt_files: list[tuple[str, int]] = []
+    prompt_files: list[tuple[_Name, int]] = []
     """File and number of its prompts, in the order of ids."""
     embeddings: list[str] = []
     """Names of the embedding columns."""
@@ -207,6 +217,7 @@ def _read_latents(source: str, bucket: str) -> tuple[Tensor, Tensor]:
     folder = f"{root.rstrip('/')}/latents/{bucket}"
     try:
         files = sorted(path for path in fs.find(folder) if path.endswith(".parquet"))
+        check_links(fs, root, files)
         tables = [_read(fs, path, ["cond", "latent"]) for path in files]
         latents = torch.cat([_tensors(table, "latent") for table in tables if table.num_rows])
         cond = np.concatenate([table["cond"].to_numpy() for table in tables])

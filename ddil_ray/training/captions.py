@@ -14,6 +14,7 @@ from ddil_ray.prepare.buckets import Bucket, cut_to
 from ddil_ray.prepare.pictures import read_picture
 from ddil_ray.prepare.rows import Row
 from ddil_ray.prepare.sources import open_source
+from ddil_ray.redact import redact
 
 __all__ = ["CaptionedImages", "captioned_images"]
 
@@ -48,4 +49,4 @@ def captioned_images(data: PrepareData, *, size: int) -> CaptionedImages:
             cut = cut_to(picture, Bucket(size, size), center=True, name=row.name)
             images.append(picture_tensor(cut.picture))
             captions.append(str(row.condition))
-    return CaptionedImages(torch.stack(images), captions, data.source)
+    return CaptionedImages(torch.stack(images), captions, redact(data.source))
