@@ -1,8 +1,8 @@
 """Objects of the user's own code, given as `module.path:factory`.
 
 Importing a module runs it, and configs come from others: so code outside this package is off until whoever starts the
-command allows it, by `--allow-code`, `allow_code()` or DDIL_RAY_ALLOW_CODE=1. No config can. The setting is an
-environment variable, so that processes of a local Ray have it from the one that starts them; a cluster's are given it.
+command allows it, by `--allow-code`, `allow_code()` or DDIL_RAY_ALLOW_CODE=1. No config can. Processes of Ray's that
+work for a run may what its driver may: they are told.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from ddil_ray.ablation.summary import Study
 from ddil_ray.config import AblationConfig, to_yaml
 from ddil_ray.config.ablation import RunResources
 from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.factory import allow_code, code_allowed
 from ddil_ray.folder import environment, write_json
 from ddil_ray.runtime.cluster import ray_session
 from ddil_ray.tracking import View
@@ -80,9 +81,11 @@ class _Progress:
 class _Worker:
     """A process that runs one run at a time."""
 
-    def __init__(self, resources: RunResources) -> None:
+    def __init__(self, resources: RunResources, code_allowed: bool) -> None:
         from ddil_ray.ablation.measure import Workbench
 
+        if code_allowed:
+            allow_code()
         self._workbench = Workbench("cuda" if resources.num_gpus > 0 else "cpu")
 
     def ready(self) -> None:
@@ -131,7 +134,7 @@ def run_grid(
 
     count = min(len(runs), workers_that_fit(resources, ray.cluster_resources()))
     kind = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=-1)(_Worker)
-    workers = [kind.remote(resources) for _ in range(count)]
+    workers = [kind.remote(resources, code_allowed()) for _ in range(count)]
     queue = deque((run, 1) for run in runs)
     waiting: dict[Any, Any] = {worker.ready.remote(): worker for worker in workers}
     working: dict[Any, tuple[Any, GridRun, int]] = {}

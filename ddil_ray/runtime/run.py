@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
-from ddil_ray.config.secrets import check_complete, same_setting
+from ddil_ray.config.restored import check_complete, same_setting
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
+from ddil_ray.factory import code_allowed
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
@@ -259,6 +260,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
         prompts=ray.put(made.prompts),
         max_staleness=made.max_staleness,
         kept=kept_folder(recipe.config, folder.url),
+        code_allowed=code_allowed(),
     )
 
 
