@@ -32,14 +32,12 @@ def allowed(place: str, schemes: Iterable[str] = SCHEMES) -> str:
     """
     scheme, separator, _ = place.partition("://")
     known = ", ".join(schemes)
-    if "::" in place and separator:
-        raise ValueError(f"must be a path or one URL of {known}, but is {place!r} instead, one URL behind another")
-    if not separator or scheme.partition("+")[0] in schemes:
-        return place
-    raise ValueError(
-        f"must be a path or a URL of {known}, but is {place!r} instead."
-        + (" Fetch it first, or copy it to a bucket: web addresses are off." if scheme in ("http", "https") else "")
-    )
+    if "::" in place:
+        raise ValueError(f"must be a path or one URL of {known}, not one behind another")
+    if separator and scheme.partition("+")[0] not in schemes:
+        off = "; web addresses are off: fetch it first, or copy it to a bucket" if scheme in ("http", "https") else ""
+        raise ValueError(f"must be a path or a URL of {known}{off}")
+    return place
 
 
 def check_url(place: str, field: str) -> str:
@@ -51,7 +49,7 @@ def check_url(place: str, field: str) -> str:
     try:
         return allowed(place)
     except ValueError as error:
-        raise ConfigError(f"`{field}` {error}") from None
+        raise ConfigError(f"`{field}` {error} (found {place!r})") from None
 
 
 def is_below(name: str) -> bool:

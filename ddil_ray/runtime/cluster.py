@@ -49,8 +49,7 @@ WORKER_ENV = {
 }
 """For every process of a run."""
 LOCAL_ENV = {
-    "RAY_AUTH_MODE": "token",  # other users, and often other machines, reach the ports of a local Ray
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # which Ray asks for, as it would for one in the home folder
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is preempted as a whole
     "RAY_worker_maximum_startup_concurrency": "16",  # else it warns of its own processes
 }

@@ -42,6 +42,7 @@ ELSEWHERE = [
     "github://owner:repo@main/data",
     "zip://a.zip::https://host/a.zip",
     "simplecache::s3://bucket/data",
+    "zip::a.zip",
     "reference://",
 ]
 
@@ -53,14 +54,14 @@ ELSEWHERE = [
 )
 def test_settings_that_are_followed_take_no_other_scheme(url, group, key):
     more = {"keep_rows": 8} if key == "keep_at" else {}
-    with pytest.raises(ValidationError, match=r"must be a path or (a|one) URL of abfs, .* but is"):
+    with pytest.raises(ValidationError, match=r"must be a path or (a|one) URL of abfs, "):
         small_run(**({key: url} if group is None else {group: {key: url, **more}}))
 
 
 @pytest.mark.parametrize("url", ELSEWHERE)
 def test_nor_do_arguments_of_commands(url, tmp_path):
     for call in (load_config, load_model, pipeline_folder, lambda u: study_of([u]), lambda u: scale(u, {"labels": 1})):
-        with pytest.raises(ConfigError, match=r"must be a path or (a|one) URL of abfs, .* but is"):
+        with pytest.raises(ConfigError, match=r"must be a path or (a|one) URL of abfs, "):
             call(url)
     for key in ("output", "teacher.model", "data.source"):
         tree = {"output": "out", "teacher": {"model": "m"}, "data": {"source": "d"}}

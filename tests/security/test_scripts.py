@@ -24,7 +24,7 @@ def bash(script, home, **environment):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_are_sound(path):
-    done = subprocess.run([BIN / "shellcheck", "-x", path.name], cwd=path.parent, capture_output=True, text=True)
+    done = subprocess.run([BIN / "shellcheck", "-x", path], cwd=CLUSTER.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -13,8 +13,8 @@ import pytest
 from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parents[2]
-MOST = 4 * 2**20
-"""Bytes of the upload of this repository: the package's teachers and emoji are 3.3 MB of it."""
+MOST = 5 * 2**20
+"""Bytes of the upload of this repository, not compressed: the package's teachers and emoji are 3.3 MB of it."""
 SECRETS = [
     ".env", ".env.production", "deploy/.env", "id_rsa", "keys/id_ed25519.pub", "server.pem", "tls/private.key", ".netrc",
     ".aws/credentials", ".ssh/config", "gcp-service-account.json", "credentials.json", "secrets.yaml", ".ray/auth_token",
