@@ -22,6 +22,7 @@ from ddil_ray.config.ablation import RunResources
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.factory import allow_code, code_allowed
 from ddil_ray.folder import environment, write_json
+from ddil_ray.redact import redacted
 from ddil_ray.runtime.cluster import ray_session
 from ddil_ray.tracking import View
 
@@ -62,7 +63,8 @@ def ablate(spec: AblationConfig, out: Path, *, view: View, verbose: bool = False
     if not outcomes:
         raise RunFailedError(f"Every run failed; the first with {failures[0].error}")
     arms = list(spec.axes[spec.compare])
-    return write_report(out, Study(spec.name, arms, outcomes, failures, settings=spec.model_dump(mode="json")))
+    settings = redacted(spec.model_dump(mode="json"))
+    return write_report(out, Study(spec.name, arms, outcomes, failures, settings=settings))
 
 
 class _Progress:
