@@ -16,6 +16,7 @@ import fsspec
 import psutil
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.redact import redacted
 
 __all__ = ["RunFolder", "environment", "write_json", "write_whole"]
 
@@ -79,8 +80,8 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as a readable JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write `content`, without secrets, as a readable JSON file."""
+    path.write_text(json.dumps(redacted(content), indent=2) + "\n")
 
 
 def write_whole(fs: Any, path: str, content: bytes) -> None:

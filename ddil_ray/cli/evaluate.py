@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, Verbose, print_json, print_lines, print_table, writable
+from ddil_ray.cli.options import (
+    AllowCode,
+    AsJson,
+    Config,
+    Overrides,
+    Verbose,
+    print_json,
+    print_lines,
+    print_table,
+    writable,
+)
 
 __all__ = ["evaluate"]
 
@@ -18,6 +28,7 @@ def evaluate(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, report.html and samples.")] = Path("evaluation"),
     verbose: Verbose = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model against the data and the teacher of a config, at the config's evaluation steps.

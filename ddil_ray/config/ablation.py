@@ -19,7 +19,7 @@ _OWN = ("name", "output", "seed")
 
 def slug(text: str) -> str:
     """`text` as part of a folder's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "-"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "-"
 
 
 class RunResources(Group):

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ddil_ray.config.text import Places
+from ddil_ray.redact import redact
 
-__all__ = ["explain", "quoted", "without_credentials"]
+__all__ = ["explain", "quoted"]
 
 _MOST_LINES = 20
 _LONGEST = 60
-_USERINFO = re.compile(r"(://)[^/@\s]*@")
 _SUBJECT = re.compile(r"^(Input|String|Tuple|Dictionary|Keys|Value) should ")
 _MORE = re.compile(r"( after validation, not \d+|, unable to parse.*| instance of \w+)$")
 _WORDS = {
@@ -56,7 +56,7 @@ def explain(error: ValidationError, kind: type[BaseModel], settings: Mapping[str
 
 
 def quoted(value: Any) -> str:
-    """A value as messages show it: short, without credentials, and of what holds others only what it is."""
+    """A value as messages show it: short, without secrets, and of what holds others only what it is."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
@@ -66,13 +66,8 @@ def quoted(value: Any) -> str:
         return repr(list(value)) if simple else f"a list of {len(value)}"
     if isinstance(value, (datetime.date, datetime.datetime)):
         return f"the date {value}"
-    text = without_credentials(repr(value))
+    text = redact(repr(value))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def without_credentials(text: str) -> str:
-    """`text` with `***` in place of what URLs in it have before the @."""
-    return _USERINFO.sub(r"\1***@", text)
 
 
 def _path(problem: Any, settings: Any) -> Path:
@@ -106,11 +101,18 @@ def _sentence(path: Path, problems: Sequence[Any], kind: type[BaseModel]) -> str
     if first["type"].startswith("union_tag"):
         return _untagged(name, first)
     if first["type"] == "value_error":
-        said = first["msg"].removeprefix("Value error, ")
-        return (f"`{name}`: {said}" if path else said) + "."
+        return _said(name, first)
     rules = list(dict.fromkeys(map(_rule, problems)))
     found = "missing" if first["type"] == "missing" else f"{quoted(first['input'])} instead"
     return f"`{name}` must {' or '.join(rules)}, but is {found}.{_hint(rules, first['input'])}"
+
+
+def _said(name: str, problem: Any) -> str:
+    """What a validator of ours says: a rule of the setting, or a sentence about some of its group."""
+    words = problem["msg"].removeprefix("Value error, ")
+    if words.startswith("must "):
+        return f"`{name}` {words}, but is {quoted(problem['input'])} instead."
+    return (f"`{name}`: {words}" if name else words) + "."
 
 
 def _rule(problem: Any) -> str:

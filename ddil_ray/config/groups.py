@@ -8,6 +8,8 @@ from pydantic import Field, StrictInt, model_validator
 
 from ddil_ray.config.kinds import Count, Fraction, Group, NonNegative, Number, Positive, Seed, Side, Steps
 
+from ddil_ray.config.places import Place, TrackingPlace
+
 __all__ = [
     "Checkpoint",
     "Data",
@@ -37,7 +39,7 @@ Selector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL}
 class Teacher(Group):
     """The pretrained model that is distilled."""
 
-    model: str = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
+    model: Place = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
     weights: str | None = Field(None, description="safetensors file for a factory's network")
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
@@ -87,7 +89,7 @@ class Teacher(Group):
 class Data(Group):
     """Training images."""
 
-    source: str = Field(
+    source: Place = Field(
         description="`digits`, `emoji`, module.path:factory, or by path or fsspec URL a folder of images, a Parquet "
         "file, or prepared data"
     )
@@ -312,7 +314,7 @@ class TeacherRole(NetworkRole):
         description="rows of a phase that are made once and kept, states and labels; later ones replay them, each pass "
         "in a new order. default: every row is new",
     )
-    keep_at: str | None = Field(
+    keep_at: Place | None = Field(
         None,
         description="folder or fsspec URL of kept rows, which runs share whose teacher, data, method and seed are the "
         "same; default: kept/ in the run folder",
@@ -352,7 +354,7 @@ class Tracking(Group):
     """MLflow, and how often metrics are recorded."""
 
     tracker: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
+    uri: TrackingPlace | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
     experiment: str = "ddil-ray"
     log_every: Count = 10
     timeout_s: Positive = 10.0

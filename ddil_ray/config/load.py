@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ddil_ray.config.explain import explain, quoted, without_credentials
+from ddil_ray.config.explain import explain, quoted
 from ddil_ray.config.run import RunConfig
 from ddil_ray.config.text import MOST_BYTES, Places, parse
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.places import check_url
+from ddil_ray.redact import redact, redacted
 
 __all__ = ["ConfigTree", "config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
 
@@ -49,7 +51,7 @@ class ConfigTree:
             raise ConfigError(f"`extends` must lead to other configs, but {quoted(source)} extends itself.")
         if len(read) > _MOST_PARENTS:
             raise ConfigError(f"`extends` must lead to at most {_MOST_PARENTS} configs in all, but leads to more.")
-        shown = without_credentials(source)
+        shown = redact(source)
         settings, places = _settings(_read(source), shown)
         extends = settings.pop("extends", [])
         parents = [extends] if isinstance(extends, str) else extends
@@ -137,12 +139,12 @@ def _shipped() -> list[str]:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved config; it loads as it is."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved config without secrets; it loads as it is."""
+    return yaml.safe_dump(redacted(config.model_dump(mode="json")), sort_keys=False)
 
 
 def flatten(config: BaseModel) -> dict[str, str]:
-    """Dotted key -> value, for tracking; credentials inside URLs are left out."""
+    """Dotted key -> value, for tracking, without secrets."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -150,21 +152,22 @@ def flatten(config: BaseModel) -> dict[str, str]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         else:
-            flat[prefix] = without_credentials(str(value))
+            flat[prefix] = str(value)
 
-    walk("", config.model_dump(mode="json"))
+    walk("", redacted(config.model_dump(mode="json")))
     return flat
 
 
 def config_hash(config: BaseModel) -> str:
-    """Twelve hexadecimal digits that change with any setting."""
-    content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """Twelve hexadecimal digits that change with any setting, but not with a secret in it."""
+    content = json.dumps(redacted(config.model_dump(mode="json")), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _read(source: str) -> str:
     if source in _shipped():
         return (resources.files("ddil_ray.presets") / f"{source}.yaml").read_text()
+    check_url(source, "CONFIG")
     import fsspec
 
     try:
@@ -175,7 +178,7 @@ def _read(source: str) -> str:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(
             f"CONFIG must be a readable YAML file or one of the presets {', '.join(preset_names())}, but is "
-            f"{quoted(source)} instead ({type(error).__name__}: {without_credentials(first_line(error))}).{hint}"
+            f"{quoted(source)} instead ({type(error).__name__}: {first_line(error)}).{hint}"
         ) from None
     if len(content) > MOST_BYTES:
         raise ConfigError(f"CONFIG must be at most {MOST_BYTES // 1024} KiB of YAML, but {quoted(source)} is more.")

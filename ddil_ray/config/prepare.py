@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ddil_ray.config.groups import Role
 from ddil_ray.config.kinds import Count, Group, Side
+from ddil_ray.config.places import Place
 
 __all__ = ["PrepareConfig", "PrepareData"]
 
@@ -17,13 +18,13 @@ Size = tuple[Side, Side]
 class PrepareTeacher(Group):
     """The model whose autoencoder and text encoders are used."""
 
-    model: str = Field(description="pipeline folder, fsspec URL, hub id or builtin:NAME")
+    model: Place = Field(description="pipeline folder, fsspec URL, hub id or builtin:NAME")
 
 
 class PrepareData(Group):
     """Images with captions or classes, or prompts alone."""
 
-    source: str = Field(description="folder or file, by path or fsspec URL, or `emoji`")
+    source: Place = Field(description="folder or file, by path or fsspec URL, or `emoji`")
     format: Literal["auto", "folder", "parquet", "webdataset", "text"] = Field(
         "auto", description="folder: metadata.jsonl, or a folder per class; text: prompts without images"
     )
@@ -51,7 +52,7 @@ class EncodePrompts(Role):
 class PrepareConfig(Group):
     """Everything `ddil-ray prepare` reads."""
 
-    output: str = Field(description="folder or fsspec URL for the prepared data")
+    output: Place = Field(description="folder or fsspec URL for the prepared data")
     teacher: PrepareTeacher
     data: PrepareData
     resolution: Side | None = Field(None, description="pixels of a square's side; default: the teacher's own")

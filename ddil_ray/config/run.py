@@ -25,6 +25,7 @@ from ddil_ray.config.groups import (
 )
 from ddil_ray.config.kinds import Group, Seed
 from ddil_ray.config.objectives import Objective
+from ddil_ray.config.places import Place
 from ddil_ray.config.student import Student
 
 __all__ = ["RunConfig"]
@@ -34,7 +35,7 @@ class RunConfig(Group):
     """Everything `ddil-ray distill` reads."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = Field("runs", description="folder or fsspec URL; the run gets <output>/<name>")
+    output: Place = Field("runs", description="folder or fsspec URL; the run gets <output>/<name>")
     seed: Seed = 0
     teacher: Teacher
     student: Student = Student()

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ddil_ray.config.kinds import Group, NonNegative, Number, Positive, Width
+from ddil_ray.config.places import Place
 
 __all__ = ["LoraConfig", "Student"]
 
@@ -28,7 +29,7 @@ class LoraConfig(Group):
 class Student(Group):
     """The model that is trained, a copy of the teacher at first."""
 
-    model: str | None = Field(
+    model: Place | None = Field(
         None,
         description="what training starts from, given as `teacher.model` is: smaller, or of another prediction type; "
         "default: the teacher",

@@ -8,6 +8,7 @@ from pydantic import Field, StrictInt
 
 from ddil_ray.config.groups import Data
 from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Positive, Seed, Width
+from ddil_ray.config.places import Place
 
 __all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer"]
 
@@ -51,7 +52,7 @@ class TeacherConfig(Group):
 
     kind: Literal["image"] = Field("image", description="of pixels, and of classes where the data has some; see below")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = "runs"
+    output: Place = "runs"
     seed: Seed = 0
     data: Data
     model: Network = Network()

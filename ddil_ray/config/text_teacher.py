@@ -9,6 +9,7 @@ from pydantic import Field, StrictInt, model_validator
 
 from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Positive, Seed, Side, Width
 from ddil_ray.config.load import ConfigTree
+from ddil_ray.config.places import Place
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.config.teacher import Fit, Schedule, TeacherConfig, TeacherTrainer
 
@@ -60,7 +61,7 @@ class TextTeacherConfig(Group):
 
     kind: Literal["text-to-image"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = "runs"
+    output: Place = "runs"
     seed: Seed = 0
     image_size: Side = Field(32, description="crop and resize to this many pixels")
     data: PrepareData

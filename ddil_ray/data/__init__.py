@@ -6,6 +6,7 @@ Everything is held in memory once per node (shared through Ray's object store): 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ddil_ray.data.parquet import load_parquet
 from ddil_ray.data.prepared import INDEX, load_prepared
 from ddil_ray.errors import DataError
 from ddil_ray.factory import call_factory, is_factory
+from ddil_ray.redact import redact
 
 __all__ = ["BUILTIN", "ImageData", "check_against_teacher", "check_fills_batch", "load_images"]
 
@@ -88,9 +90,10 @@ def load_images(
     Raises:
         DataError: anything wrong with them, in one message.
     """
-    return _LOADERS[_detect(source) if format == "auto" else format](
+    data = _LOADERS[_detect(source) if format == "auto" else format](
         source, image_column=image_column, label_column=label_column, image_size=image_size, bucket=bucket
     )
+    return replace(data, name=redact(data.name))  # which reports and cards say
 
 
 def _detect(source: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links
 
 __all__ = ["IMAGE_SUFFIXES", "load_folder"]
 
@@ -28,6 +29,7 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}.") from None
+    check_links(fs, root, paths)
     if not paths:
         raise DataError(
             f"`data.source` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), but {source!r} "

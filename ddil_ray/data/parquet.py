@@ -15,6 +15,7 @@ from ddil_ray.data.footers import IDS, IMAGES, check_column, read_footers, unrea
 from ddil_ray.data.images import MOST_CLASSES, ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
 from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links
 
 __all__ = ["image_array", "load_parquet"]
 
@@ -62,6 +63,7 @@ def _files(source: str) -> tuple[Any, list[str]]:
             f"`data.source` must be readable, but {source!r} failed: {first_line(error)}. Check the address and the "
             "credentials."
         ) from None
+    check_links(fs, root, files)
     if not files:
         raise DataError(f"`data.source` must be a Parquet file or a folder with some, but {source!r} has none.")
     return fs, files

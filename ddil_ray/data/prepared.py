@@ -31,12 +31,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ddil_ray.data.footers import IDS, TENSORS, TEXTS, Footer, check_column, read_footers, unreadable
 from ddil_ray.data.images import MOST_CLASSES, ImageData
 from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links, is_below
 from ddil_ray.prompts import Embeddings
 
 __all__ = [
@@ -58,6 +59,15 @@ _READERS = 8
 """Threads that read embeddings, a file each: they wait for storage, and decode outside Python's lock."""
 
 
+def _below(name: str) -> str:
+    if not is_below(name):
+        raise ValueError(f"must lead below the folder, but is {name!r}")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_below)]
+
+
 class Index(BaseModel):
     """The content of dataset.json."""
 
@@ -69,13 +79,13 @@ class Index(BaseModel):
     family: str
     conditions: Literal["prompts", "classes"]
     latent_channels: Annotated[int, Field(ge=1, le=2**16)]
-    buckets: dict[Annotated[str, Field(pattern=r"^\d+x\d+$")], Rows] = {}
+    buckets: dict[_Name, Rows] = {}
     """Rows by bucket."""
     latent_shapes: dict[str, tuple[int, int, int]] = {}
     """(C, H, W) of each bucket's latents."""
     prompts: Rows = 0
     """Number of distinct prompts."""
-    prompt_files: list[tuple[Annotated[str, Field(pattern=r"^prompts/[^/]+\.parquet$")], Rows]] = []
+    prompt_files: list[tuple[_Name, Rows]] = []
     """File and number of its prompts, in the order of ids."""
     embeddings: list[str] = []
     """Names of the embedding columns."""
@@ -237,6 +247,7 @@ def _prompts(source: str, index: Index) -> PreparedPrompts:
     """The prompts of `index`, after the footers of all their files have been checked."""
     fs, root = fsspec.core.url_to_fs(source)
     names = [name for name, _ in index.prompt_files]
+    check_links(fs, root, [f"{root}/{name}" for name in names])
     footers = read_footers(fs, {f"{root}/{name}": f"{source}/{name}" for name in names})
     rows = [footer.rows for footer in footers]
     if rows != [rows for _, rows in index.prompt_files] or sum(rows) != index.prompts or not rows:
@@ -261,7 +272,7 @@ def _other_rows(told: str, source: str, found: str) -> DataError:
 def _read_latents(source: str, bucket: str, index: Index) -> tuple[Tensor, Tensor]:
     """Latents and conditions of `bucket`: the footers of all its files are checked, then all values."""
     fs, root = fsspec.core.url_to_fs(source)
-    footers = _latent_footers(fs, f"{root.rstrip('/')}/latents/{bucket}")
+    footers = _latent_footers(fs, root.rstrip("/"), bucket)
     rows = sum(footer.rows for footer in footers)
     if rows != index.buckets[bucket] or not rows:
         raise _other_rows(f"{index.buckets[bucket]} rows of bucket {bucket}", source, str(rows))
@@ -284,8 +295,9 @@ def _read_latents(source: str, bucket: str, index: Index) -> tuple[Tensor, Tenso
     return latents, torch.cat(conditions)
 
 
-def _latent_footers(fs: Any, folder: str) -> list[Footer]:
-    """Of the files in `folder` that have rows."""
+def _latent_footers(fs: Any, root: str, bucket: str) -> list[Footer]:
+    """Of the files of `bucket` that have rows."""
+    folder = f"{root}/latents/{bucket}"
     try:
         files = sorted(path for path in fs.find(folder) if path.endswith(".parquet"))
     except Exception as error:  # every filesystem has errors of its own
@@ -293,6 +305,7 @@ def _latent_footers(fs: Any, folder: str) -> list[Footer]:
             f"`data.source` must be readable, but {folder} failed: {first_line(error)}. Check the address and the "
             "credentials."
         ) from None
+    check_links(fs, root, files)
     return [footer for footer in read_footers(fs, {path: path for path in files}) if footer.rows]
 
 

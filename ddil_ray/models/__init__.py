@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from ddil_ray.errors import ConfigError, DdilError, first_line
@@ -41,6 +43,9 @@ FAMILIES: dict[tuple[str, ...], str] = {
 }
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""
+
+_LIBRARIES = ("diffusers", "transformers")
+"""Where the parts of a pipeline come from."""
 
 
 def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
@@ -143,7 +148,9 @@ def _family_of(folder: Path) -> Family:
             f"({first_line(error)}). Point it at a folder written by `pipeline.save_pretrained`."
         ) from error
     parts = components.values() if isinstance(components, dict) else ()
-    classes = [str(entry[1]) for entry in parts if isinstance(entry, list) and len(entry) == 2]
+    entries = [entry for entry in parts if isinstance(entry, list) and len(entry) == 2]
+    _check_libraries(folder, [entry[0] for entry in entries if isinstance(entry[0], str)])
+    classes = [str(entry[1]) for entry in entries]
     for needed, module in FAMILIES.items():
         if set(needed) <= set(classes):
             family: Family = importlib.import_module(module).FAMILY
@@ -153,3 +160,14 @@ def _family_of(folder: Path) -> Family:
         f"`teacher.model` must hold one of {known}, but {folder} holds "
         f"{', '.join(classes) or 'no component'} instead. Use another."
     )
+
+
+def _check_libraries(folder: Path, libraries: Sequence[str]) -> None:
+    """Refuse a pipeline whose parts come from elsewhere: loading one would import, and so run, what it names."""
+    for library in libraries:
+        own = library in _LIBRARIES or (library.isidentifier() and find_spec(f"diffusers.pipelines.{library}"))
+        if not own:
+            raise ConfigError(
+                f"`teacher.model` must be made of parts of {' and '.join(_LIBRARIES)}, but {folder} names code of "
+                f"{library!r} instead. Use another teacher, or a factory that loads it."
+            )

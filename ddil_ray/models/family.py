@@ -115,7 +115,9 @@ class Family(ABC):
         assert model.folder is not None
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
         absent, variant = absent_components(model.folder), variant_of(model.folder / self.component)
-        return DiffusionPipeline.from_pretrained(model.folder, variant=variant, **absent | parts)
+        return DiffusionPipeline.from_pretrained(
+            model.folder, variant=variant, use_safetensors=True, **absent | parts
+        )
 
     def example(self, model: DiffusionModel, *, times: Tensor) -> str:
         """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card.
@@ -189,7 +191,11 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
     place = folder / component
     try:
         network = kind.from_pretrained(
-            place, low_cpu_mem_usage=False, variant=variant_of(place), torch_dtype=torch.float32
+            place,
+            low_cpu_mem_usage=False,
+            variant=variant_of(place),
+            torch_dtype=torch.float32,
+            use_safetensors=True,  # never a pickle
         )
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error

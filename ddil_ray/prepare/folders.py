@@ -10,6 +10,7 @@ from typing import Any
 
 from ddil_ray.data.folder import IMAGE_SUFFIXES
 from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import is_below
 from ddil_ray.prepare.rows import Entry, Reader, Row, Shard
 
 __all__ = ["METADATA", "ClassFolders", "MetadataFolder", "TextFiles"]
@@ -43,8 +44,12 @@ class MetadataFolder(_ImageFiles):
                     f"`data.source` must have a `{_FILE_NAME}` in each line of {METADATA}, but line {number} of "
                     f"{self.title(shard)} has {', '.join(fields) or 'nothing'} instead. Name the image's file there."
                 )
-            name = str(PurePosixPath(shard.path).parent / fields[_FILE_NAME])
-            yield Entry(name, fields, number, 0)
+            if not is_below(fields[_FILE_NAME]):
+                raise DataError(
+                    f"`{_FILE_NAME}` must name a file below the folder of its {METADATA}, but line {number} of "
+                    f"{self.title(shard)} has {fields[_FILE_NAME]!r} instead. Move the image there."
+                )
+            yield Entry(str(PurePosixPath(shard.path).parent / fields[_FILE_NAME]), fields, number, 0)
 
 
 class ClassFolders(_ImageFiles):

@@ -29,6 +29,7 @@ from ddil_ray.errors import ConfigError, DataError, first_line
 from ddil_ray.prepare.job import Job
 from ddil_ray.prepare.rows import Shard
 from ddil_ray.prepare.stages import ItemRequest, PromptRequest, ShardRequest
+from ddil_ray.redact import redact
 from ddil_ray.tracking import View
 
 __all__ = ["Execute", "Summary", "begin", "fill", "summary"]
@@ -245,7 +246,7 @@ class _Filling:
         self._store.write_text(SKIPPED, "".join(lines))
         files = [(f"prompts/{n:05}.parquet", min(size, len(texts) - n * size)) for n in range(-(-len(texts) // size))]
         index = Index(
-            teacher=job.config.teacher.model,
+            teacher=redact(job.config.teacher.model),
             family=job.family,
             conditions="prompts" if job.prompted else "classes",
             latent_channels=job.channels,

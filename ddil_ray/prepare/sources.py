@@ -10,6 +10,7 @@ from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data.emoji import PARQUET
 from ddil_ray.data.folder import IMAGE_SUFFIXES
 from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links
 from ddil_ray.prepare.folders import METADATA, ClassFolders, MetadataFolder, TextFiles
 from ddil_ray.prepare.parquets import ParquetFiles
 from ddil_ray.prepare.rows import Condition, Reader, Shard
@@ -68,6 +69,7 @@ def _list_files(source: str) -> list[Shard]:
             f"`data.source` must be readable, but {source!r} failed: {first_line(error)}. Check the address and its "
             "credentials."
         ) from None
+    check_links(fs, root, dict(found))
     if not found:
         raise DataError(f"`data.source` must be a folder or file, but {source!r} does not exist or is empty. Check it.")
     return [Shard(path[len(root.rstrip("/")) + 1 :], int(info["size"] or 0)) for path, info in found]

@@ -1,6 +1,7 @@
 """WebDataset: tars whose consecutive files `key.jpg`, `key.txt`, `key.json`, `key.cls` are one row.
 
-Images are found again by their bytes in the tar, so tars must not be compressed.
+Images are found again by their bytes in the tar, so tars must not be compressed. Nothing is unpacked: names of members
+are names of rows, whatever they say, and links and sparse files, which may read as more than there is, are passed over.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Tars(Reader):
         """See `Reader.entries`."""
         try:
             with self.fs.open(self.path(shard.path), "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-                files = (member for member in tar if member.isfile())
+                files = (member for member in tar if member.isfile() and not member.issparse())  # holes read as bytes
                 for key, members in itertools.groupby(files, key=lambda member: _split(member.name)[0]):
                     yield _entry(f"{self.title(shard)}/{key}", tar, list(members))
         except Exception as error:  # whatever tarfile meets in a torn file

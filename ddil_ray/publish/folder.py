@@ -26,6 +26,7 @@ def pipeline_folder(spec: str) -> Path:
     Raises:
         ConfigError: neither.
     """
+    check_url(spec, "MODEL")
     import fsspec
 
     try:
@@ -82,7 +83,9 @@ def _save_cast(source: Path, out: Path, dtype: str, *, variant: bool) -> None:
     read = next((found for part in parts if (found := variant_of(part))), None)
     try:
         absent = absent_components(source)
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=DTYPES[dtype], variant=read, **absent)
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, torch_dtype=DTYPES[dtype], variant=read, use_safetensors=True, **absent
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"MODEL must be a pipeline that diffusers loads, but {source} failed: {first_line(error)}"

@@ -12,6 +12,7 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from ddil_ray.redact import redact
 from ddil_ray.tracking.tracker import Record, RunInfo
 
 __all__ = ["MlflowTracker"]
@@ -98,5 +99,5 @@ class MlflowTracker:
     def look(self) -> str:
         """See `Tracker.look`."""
         if self.uri.startswith("http"):
-            return f"MLflow at {self.uri.rpartition('@')[2]}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+            return f"MLflow at {redact(self.uri)}"
+        return f"mlflow ui --backend-store-uri {redact(self.uri)}"

@@ -16,6 +16,7 @@ from ddil_ray.prepare.buckets import Bucket, cut_to
 from ddil_ray.prepare.pictures import read_picture
 from ddil_ray.prepare.rows import Row
 from ddil_ray.prepare.sources import open_source
+from ddil_ray.redact import redact
 
 __all__ = ["CaptionedImages", "captioned_images"]
 
@@ -55,7 +56,7 @@ def captioned_images(data: PrepareData, *, size: int) -> CaptionedImages:
             f"`data.source` must hold an image with a caption, but {data.source} holds none. Check the path and "
             "`data.caption_column`."
         )
-    return CaptionedImages(torch.stack(images), captions, data.source)
+    return CaptionedImages(torch.stack(images), captions, redact(data.source))
 
 
 def _read(content: Callable[[], Any], name: str) -> Any:
