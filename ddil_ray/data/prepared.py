@@ -54,7 +54,7 @@ __all__ = [
 
 INDEX = "dataset.json"
 NEGATIVE_FILE = "negative.parquet"
-Rows = Annotated[int, Field(ge=0, le=2**40)]
+_Rows = Annotated[int, Field(ge=0, le=2**40)]
 _READERS = 8
 """Threads that read embeddings, a file each: they wait for storage, and decode outside Python's lock."""
 
@@ -79,17 +79,17 @@ class Index(BaseModel):
     family: str
     conditions: Literal["prompts", "classes"]
     latent_channels: Annotated[int, Field(ge=1, le=2**16)]
-    buckets: dict[_Name, Rows] = {}
+    buckets: dict[_Name, _Rows] = {}
     """Rows by bucket."""
     latent_shapes: dict[str, tuple[int, int, int]] = {}
     """(C, H, W) of each bucket's latents."""
-    prompts: Rows = 0
+    prompts: _Rows = 0
     """Number of distinct prompts."""
-    prompt_files: list[tuple[_Name, Rows]] = []
+    prompt_files: list[tuple[_Name, _Rows]] = []
     """File and number of its prompts, in the order of ids."""
     embeddings: list[str] = []
     """Names of the embedding columns."""
-    skipped: Rows = 0
+    skipped: _Rows = 0
     """Rows of the source that were left out; skipped.jsonl lists them."""
 
 

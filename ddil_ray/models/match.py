@@ -19,7 +19,7 @@ from ddil_ray.models import Family, find_pipeline, load_model
 from ddil_ray.models.family import checked_prediction, read_config
 from ddil_ray.models.model import DiffusionModel
 
-__all__ = ["check_pipelines", "check_student", "load_student"]
+__all__ = ["check_pipelines", "check_student", "load_measured", "load_student"]
 
 _TIMES = 101
 """Times at which schedules are compared; t = 0, where diffusers knows two conventions, is asked of no network."""
@@ -37,23 +37,23 @@ def check_pipelines(student: str, teacher: str) -> None:
     if any(is_factory(spec) and not spec.startswith("builtin:") for spec in (student, teacher)):
         return
     theirs = find_pipeline(teacher)
-    with _of_the_student():
+    with _said_of("`student.model`"):
         ours = find_pipeline(student)
         mine = _schedule(*ours)
     for what, describe, remedy in _IN_CONFIGS:
-        _check_same(what, describe(*ours), describe(*theirs), remedy)
+        _check_same("`student.model`", what, describe(*ours), describe(*theirs), remedy)
     told = _schedule(*theirs)
     if mine is not None and told is not None:
         _check_schedule(mine, told)
 
 
 @contextmanager
-def _of_the_student() -> Iterator[None]:
-    """Lets what is said of `teacher.model` be said of `student.model`, which is given in the same way."""
+def _said_of(name: str) -> Iterator[None]:
+    """Lets what is said of `teacher.model` be said of what is given in the same way, under another name."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(str(error).replace("`teacher.model`", "`student.model`")) from error
+        raise ConfigError(str(error).replace("`teacher.model`", name)) from error
 
 
 def _schedule(family: Family, folder: Path) -> NoiseSchedule | None:
@@ -75,17 +75,23 @@ def load_student(spec: str, teacher: DiffusionModel) -> DiffusionModel:
     Raises:
         ConfigError: it cannot be loaded, or cannot be a student of `teacher`.
     """
-    with _of_the_student():
+    with _said_of("`student.model`"):
         student = load_model(spec)
-    if teacher.latent and student.latent and student.sample_shape[0] == teacher.sample_shape[0]:
-        height, width = teacher.sample_shape[1:]
-        student = student.resized((height, width))
+    student = _sized(student, teacher)
     check_student(student, teacher)
     student.schedule = teacher.schedule  # also where the two differ by diffusers' conventions for t = 0
     student.bind(getattr(teacher.network, "bank", None))
     if student.family is not None and teacher.family is not None and student.family.name == teacher.family.name:
         student.folder = teacher.folder
     return student
+
+
+def _sized(model: DiffusionModel, teacher: DiffusionModel) -> DiffusionModel:
+    """`model` for latents of the size that `teacher` is asked for."""
+    if not (teacher.latent and model.latent and model.sample_shape[0] == teacher.sample_shape[0]):
+        return model
+    height, width = teacher.sample_shape[1:]
+    return model.resized((height, width))
 
 
 def check_student(student: DiffusionModel, teacher: DiffusionModel) -> None:
@@ -95,14 +101,28 @@ def check_student(student: DiffusionModel, teacher: DiffusionModel) -> None:
         ConfigError: the first thing that does not match.
     """
     for what, describe, remedy in _MUST_MATCH:
-        _check_same(what, describe(student), describe(teacher), remedy)
+        _check_same("`student.model`", what, describe(student), describe(teacher), remedy)
     _check_schedule(student.schedule, teacher.schedule)
 
 
-def _check_same(what: str, mine: Any, theirs: Any, remedy: str) -> None:
+def load_measured(spec: str, teacher: DiffusionModel) -> DiffusionModel:
+    """The model that is to be measured against `teacher`, with its prompts; schedules may differ.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its samples or conditions are not those of `teacher`.
+    """
+    with _said_of("MODEL"):
+        model = _sized(load_model(spec), teacher)
+    for what, describe, remedy in _MUST_MATCH:
+        _check_same("MODEL", what, describe(model), describe(teacher), remedy)
+    model.bind(getattr(teacher.network, "bank", None))
+    return model
+
+
+def _check_same(name: str, what: str, mine: Any, theirs: Any, remedy: str) -> None:
     if mine is not None and theirs is not None and mine != theirs:
         raise ConfigError(
-            f"`student.model` must have the teacher's {what}, {_text(theirs)}, but has {_text(mine)} instead. {remedy}"
+            f"{name} must have the teacher's {what}, {_text(theirs)}, but has {_text(mine)} instead. {remedy}"
         )
 
 
