@@ -44,12 +44,6 @@ class ShapeError(DdilError, ValueError):
     """A tensor whose shape breaks a documented contract."""
 
 
-class StateError(DdilError, ValueError):
-    """States that reached the trainer and that nothing can be learnt from."""
-
-    exit_code = 1
-
-
 class StaleStateError(DdilError, RuntimeError):
     """A rollout state older than the staleness bound reached the trainer."""
 
@@ -68,3 +62,7 @@ class RunFailedError(DdilError, RuntimeError):
     """A run that started and could not go on; commands exit with code 1 on it."""
 
     exit_code = 1
+
+
+class StateError(RunFailedError):
+    """States that reached the trainer and that nothing can be learnt from."""

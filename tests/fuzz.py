@@ -214,6 +214,7 @@ def broken_texts(draw: st.DrawFn, tree: dict[str, Any]) -> bytes:
         f"{text}{word}: *{word}\n",
         f"{text}{word}: !!python/object/apply:os.system ['true']\n",
         f"{text}{word}: !{word} 1\n",
+        f'{text}{word}: !!{draw(st.sampled_from(["int", "float", "bool", "timestamp"]))} ""\n',
         f"{text}---\n{text}",
         f"{text}{word}: &a [*a]\n",
         f"{text}{word}: &a\n  b: *a\n",

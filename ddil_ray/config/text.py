@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.errors import ConfigError
 
 __all__ = ["MOST_BYTES", "Places", "parse"]
 
@@ -49,14 +49,15 @@ def parse(text: str, source: str) -> tuple[Any, Places]:
         raise ConfigError(
             f"{source} must be YAML, but cannot be read: {error.problem or error.context}  [{source}{line}]"
         ) from None
-    except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{source} must be YAML, but has a character that YAML does not allow: {error.reason}.") from None
-    except RecursionError:
-        raise _too_much(source, f"is nested more than {_DEEPEST} levels deep") from None
-    except (ValueError, OverflowError) as error:
+    except yaml.YAMLError:
         raise ConfigError(
-            f"{source} must be YAML, but has a number or date that is none ({first_line(error)}). Quote it to keep it "
-            "text."
+            f"{source} must be YAML, but has a character that YAML does not allow. Remove it, or write it as an escape."
+        ) from None
+    except RecursionError:
+        raise _too_much(source, "is nested deeper") from None
+    except Exception:  # whatever PyYAML meets in a value of a tag
+        raise ConfigError(
+            f"{source} must be YAML, but has a number, date or other tagged value that is none. Quote it to keep it text."
         ) from None
 
 

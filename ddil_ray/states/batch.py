@@ -119,7 +119,8 @@ class StateBatch:
             if not bool(torch.as_tensor(holds).all()):
                 raise StateError(
                     f"`{name}` of a block of {origin.label} states must be {rule}, but is {_found(getattr(self, name))} "
-                    "instead. Look at what made it: the networks of its actors, or the data."
+                    "instead. Where the student diverges, lower `trainer.lr`, or use precision fp32; else look at the "
+                    "data and at the networks that made it."
                 )
 
 
@@ -152,7 +153,7 @@ def _found(values: Tensor) -> str:
     some = values.unique()
     numbers = ", ".join(f"{v:g}" for v in some[:3].tolist()) + (", ..." if len(some) > 3 else "")
     said = numbers if values.ndim == 1 else f"of shape {tuple(values.shape[1:])}"
-    return said + (f" with {bad} values that are not finite" if bad else "")
+    return said + (f" with {bad} times NaN or infinity" if bad else "")
 
 
 @functools.cache

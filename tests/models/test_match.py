@@ -17,7 +17,7 @@ from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.errors import ConfigError
 from ddil_ray.models import load_model
-from ddil_ray.models.match import check_pipelines, check_student, load_student
+from ddil_ray.models.match import check_pipelines, check_student, load_measured, load_student
 from ddil_ray.models.unet import new_unet
 from ddil_ray.testing import tiny_model
 from ddil_ray.training.recipe import Recipe
@@ -197,6 +197,17 @@ def test_pixels_are_no_latents(tmp_path, teacher):
     DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pixels")
     with pytest.raises(ConfigError, match=r"teacher's latents, scaling 0.5, shift 0.0, but has pixels instead"):
         load_student(str(tmp_path / "pixels"), teacher)
+
+
+def test_a_model_is_measured_against_a_teacher_of_its_own_world_only(tmp_path, teacher):
+    unet = new_unet(sample_shape=(4, 8, 8), num_classes=None, block_out_channels=(8, 16))
+    DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pixels")
+    with pytest.raises(ConfigError, match=r"MODEL must have the teacher's latents, .* but has pixels instead"):
+        load_measured(str(tmp_path / "pixels"), teacher)
+    with pytest.raises(ConfigError, match=r"MODEL must be a diffusers pipeline folder"):
+        load_measured(str(tmp_path), teacher)
+    folder = saved(tmp_path, beta_end=0.02)  # a schedule of its own is no fault
+    assert load_measured(str(folder), teacher).network.bank is teacher.network.bank
 
 
 def test_what_cannot_be_loaded_is_said_of_the_student(tmp_path):

@@ -66,11 +66,11 @@ def test_columns_of_another_kind_are_refused_by_name(column, value, expected):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("x_t", float("nan"), r"`x_t` of a block of student states .* with 1 values that are not finite instead"),
-        ("x_t", float("inf"), r"finite and of shape \(1, 4, 4\), but is of shape \(1, 4, 4\) with 1 values"),
+        ("x_t", float("nan"), r"`x_t` of a block of student states .* with 1 times NaN or infinity instead"),
+        ("x_t", float("inf"), r"finite and of shape \(1, 4, 4\), but is of shape \(1, 4, 4\) with 1 times NaN"),
         ("label", float("-inf"), r"`label` .* there and finite"),
         ("t", 1.5, r"`t` .* in \[0, 1\], but is 0, 0.2, 0.4, \.\.\. instead"),
-        ("t", float("nan"), r"`t` .* not finite"),
+        ("t", float("nan"), r"`t` .* NaN or infinity"),
         ("w", float("nan"), r"`w` .* finite"),
         ("origin", int(Origin.TEACHER), r"`origin` .* must be 1, but is 1, 2 instead"),
         ("phase", 3, r"`phase` .* must be 0, but is 0, 3 instead"),
