@@ -1,5 +1,4 @@
-"""What tests throw at the commands: configs by a config's own schema, right or wrong by construction, and what must follow.
-"""
+"""What tests throw at the commands: configs right or wrong by construction, from their own schema; and what must follow."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ Leaf = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def refused(command: str, *arguments: object) -> str:
-    """The one message with which the command refuses `arguments`: exit code 2, and nothing else said, done or started."""
+    """The one message with which the command refuses `arguments`: exit code 2, nothing else said or started."""
     words = [command.partition(" ")[0], *(["builtin:digits"] if command == "evaluate" else []), *map(str, arguments)]
     if command == "evaluate":
         words += ["--out", NOWHERE]

@@ -1,4 +1,4 @@
-"""YAML as configs are written in it: of a bounded size, every key a name and given once, no number that reads as another.
+"""YAML as configs are written in it: of a bounded size, every key a name given once, no number that reads as another.
 
 A file may come from anywhere, so what a few lines of YAML can grow to through aliases is bounded before it is built.
 """
@@ -57,7 +57,8 @@ def parse(text: str, source: str) -> tuple[Any, Places]:
         raise _too_much(source, "is nested deeper") from None
     except Exception:  # whatever PyYAML meets in a value of a tag
         raise ConfigError(
-            f"{source} must be YAML, but has a number, date or other tagged value that is none. Quote it to keep it text."
+            f"{source} must be YAML, but has a number, date or other tagged value that is none. Quote it to keep it "
+            "text."
         ) from None
 
 
@@ -117,7 +118,8 @@ class _Walk:
             base = "a base-60" if ":" in node.value else "an octal"
             raise ConfigError(
                 f"`{_dotted(path)}` must be a number as it reads, but is {node.value} instead, which YAML takes for "
-                f"{base} one. Write it without a leading 0 or a colon, or quote it to keep it text.  [{self._line(node)}]"
+                f"{base} one. Write it without a leading 0 or a colon, or quote it to keep it text.  "
+                f"[{self._line(node)}]"
             )
 
     def _line(self, node: yaml.Node) -> str:

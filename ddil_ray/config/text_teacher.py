@@ -33,7 +33,9 @@ class Autoencoder(Fit):
 class Text(Group):
     """The `CLIPTextModel`, trained with the denoiser, and its tokenizer, made of the captions."""
 
-    vocabulary: Annotated[StrictInt, Field(ge=512, le=1_000_000)] = Field(4096, description="most tokens; frequent words are one")
+    vocabulary: Annotated[StrictInt, Field(ge=512, le=1_000_000)] = Field(
+        4096, description="most tokens; frequent words are one"
+    )
     length: Width = Field(24, description="tokens of a prompt, longer ones are cut")
     width: Width = 64
     layers: Depth = 2

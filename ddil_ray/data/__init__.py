@@ -57,8 +57,8 @@ def _factory(source: str, **_: Any) -> ImageData:
     fits = images.ndim == 4 and images.dtype == torch.float32 and labels.dtype == torch.int64 and labels.ndim == 1
     if not fits or (data.prompts is None and len(labels) != len(images)):
         raise DataError(
-            f"`data.source` factory {source!r} must return images (N, C, H, W) of float32 and labels (N,) of int64, but "
-            f"returned {tuple(images.shape)} of {images.dtype} and {tuple(labels.shape)} of {labels.dtype} instead."
+            f"`data.source` factory {source!r} must return images (N, C, H, W) of float32 and labels (N,) of int64, "
+            f"but returned {tuple(images.shape)} of {images.dtype} and {tuple(labels.shape)} of {labels.dtype} instead."
         )
     if not bool(images.isfinite().all()):
         raise DataError(

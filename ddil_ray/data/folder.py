@@ -28,7 +28,10 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         fs, root = fsspec.core.url_to_fs(source)
         paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     except Exception as error:  # every filesystem has errors of its own
-        raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}.") from None
+        raise DataError(
+            f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}. Check the address and "
+            "the credentials."
+        ) from None
     check_links(fs, root, paths)
     if not paths:
         raise DataError(

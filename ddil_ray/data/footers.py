@@ -51,8 +51,8 @@ def _read(fs: Any, path: str, name: str) -> Footer:
 def unreadable(name: str, error: BaseException) -> DataError:
     """What to raise where the file `name` cannot be read."""
     return DataError(
-        f"`data.source` must hold whole Parquet files, but {name} cannot be read ({first_line(error)}). Write it again, "
-        "or remove it."
+        f"`data.source` must hold whole Parquet files, but {name} cannot be read ({first_line(error)}). Write it "
+        "again, or remove it."
     )
 
 

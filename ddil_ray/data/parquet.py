@@ -34,8 +34,8 @@ def load_parquet(source: str, *, image_column: str, label_column: str | None, im
     footers = read_footers(fs, {path: path for path in files})
     if not sum(footer.rows for footer in footers):
         raise DataError(
-            f"`data.source` must hold at least one image, but the {len(files)} Parquet files of {source!r} have no row. "
-            "Check the path."
+            f"`data.source` must hold at least one image, but the {len(files)} Parquet files of {source!r} have no "
+            "row. Check the path."
         )
     check_column(footers, image_column, "data.image_column", IMAGES, "Name the column with the images.")
     if label_column is not None:

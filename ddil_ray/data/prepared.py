@@ -231,7 +231,8 @@ def load_prepared(source: str, *, bucket: str | None) -> ImageData:
     if not index.buckets:
         if prompts is None:
             raise DataError(
-                f"`data.source` must hold latents or prompts, but {INDEX} of {source} tells of neither. Prepare it again."
+                f"`data.source` must hold latents or prompts, but {INDEX} of {source} tells of neither. Prepare it "
+                "again."
             )
         empty = torch.zeros(0, index.latent_channels, 1, 1)
         return ImageData(empty, torch.arange(len(prompts)), source, prompts=prompts, prepared_for=index.family)

@@ -170,9 +170,9 @@ def check_reads_latents(family: Family, folder: Path) -> None:
     if not known or read == made * family.channels_per_sample:
         return
     raise ConfigError(
-        f"`teacher.model` must be a pipeline whose {family.component} reads what its autoencoder makes, latents of {made} "
-        f"channels, but that of {folder} reads {read // family.channels_per_sample} instead. Save it with the autoencoder "
-        "that it was trained with."
+        f"`teacher.model` must be a pipeline whose {family.component} reads what its autoencoder makes, latents of "
+        f"{made} channels, but that of {folder} reads {read // family.channels_per_sample} instead. Save it with the "
+        "autoencoder that it was trained with."
     )
 
 
@@ -205,8 +205,8 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
 def unreadable(folder: Path, error: Exception) -> ConfigError:
     """What to raise where a component of the pipeline in `folder` cannot be read."""
     return ConfigError(
-        f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {first_line(error)}. "
-        "Save the pipeline again with `save_pretrained`."
+        f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: "
+        f"{first_line(error)}. Save the pipeline again with `save_pretrained`."
     )
 
 

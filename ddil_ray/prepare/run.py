@@ -82,8 +82,8 @@ def begin(job: Job) -> bool:
             store.write_json(SETTINGS, job.content)
     except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(
-            f"`output` must be a folder or URL that can be written, but {store.url!r} failed: {first_line(error)}. Check "
-            "the address, the disk and the credentials."
+            f"`output` must be a folder or URL that can be written, but {store.url!r} failed: {first_line(error)}. "
+            "Check the address, the disk and the credentials."
         ) from error
     if foreign:
         raise ConfigError(

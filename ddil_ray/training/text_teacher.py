@@ -155,8 +155,8 @@ def _new_text_encoder(tokenizer: Any, config: Text) -> CLIPTextModel:
         return CLIPTextModel(settings)
     except Exception as error:  # of transformers and torch, which run out of memory
         raise ConfigError(
-            f"`text` must describe a CLIPTextModel, but transformers refuses it: {first_line(error)}. Lower `text.width` "
-            "or `text.layers`."
+            f"`text` must describe a CLIPTextModel, but transformers refuses it: {first_line(error)}. Lower "
+            "`text.width` or `text.layers`."
         ) from error
 
 

@@ -45,7 +45,7 @@ def message(tmp_path, kind, tree, overrides=()):
         (("trainer", "steps"), "1e3", "`trainer.steps` must be a valid integer, but is '1e3' instead."),
         (("trainer", "betas"), [0.9], "`trainer.betas.1` must be given, but is missing."),
         (("student_rollouts", "num_actors"), "x", "must be a valid integer or be a list, but is 'x' instead."),
-        (("states", "forward"), {"start": 1, "end": 2}, "`states.forward.end` must be less than or equal to 1, but is 2"),
+        (("states", "forward"), {"start": 1, "end": 2}, "`states.forward.end` must be less than or equal to 1"),
         (("output",), "a\0b", "`output` must be text without control characters, but is 'a\\x00b' instead."),
         (("trainer", "resources"), {"a": -1}, "`trainer.resources.a` must be greater than 0, but is -1 instead."),
     ],

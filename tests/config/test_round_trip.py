@@ -1,4 +1,4 @@
-"""Pins that a config is what was written: dumped and loaded it is the same, from a file or by overrides it is the same."""
+"""Pins that a config is what was written: dumped and loaded it is the same, by a file or by overrides too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pins what YAML is taken: nothing that reads as one thing and means another, nothing that grows, nothing given twice."""
+"""Pins what YAML is taken: nothing that means another thing than it says, that grows, or that is given twice."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,7 +70,8 @@ def test_what_was_not_prepared_is_refused(tmp_path):
 def _rewrite(path, **columns):
     table = pq.read_table(path)
     for name, column in columns.items():
-        table = table.drop_columns([name]) if column is None else table.set_column(table.column_names.index(name), name, column)
+        place = table.column_names.index(name)
+        table = table.drop_columns([name]) if column is None else table.set_column(place, name, column)
     pq.write_table(table, path)
 
 
@@ -90,31 +92,31 @@ LATENTS, PROMPTS = "latents/16x16/0.parquet", "prompts/1.parquet"
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda f: (f / LATENTS).unlink(), r"the 5 rows of bucket 16x16 that its dataset.json tells of, but .* holds 0"),
+        (lambda f: (f / LATENTS).unlink(), r"the 5 rows of bucket 16x16 that its .* holds 0"),
         (lambda f: (f / LATENTS).write_bytes(b"PAR1"), r"whole Parquet files, but .*0.parquet cannot be read"),
-        (lambda f: _rewrite(f / LATENTS, cond=None), r"must be a column of every file, but .*0.parquet has latent and not"),
+        (lambda f: _rewrite(f / LATENTS, cond=None), r"must be a column .*0.parquet has latent and not"),
         (lambda f: _rewrite(f / LATENTS, latent=None), r"0.parquet has cond and not 'latent'"),
         (lambda f: _rewrite(f / LATENTS, latent=_nan((5, 4, 8, 8))), r"column 'latent' of .*0.parquet has NaN"),
         (
             lambda f: _rewrite(f / LATENTS, latent=tensor_column(torch.zeros(5, 4, 4, 4).half())),
             r"shape that its dataset.json tells of, \(4, 8, 8\), but those of 16x16 .* are \(4, 4, 4\)",
         ),
-        (lambda f: _rewrite(f / LATENTS, latent=pa.array([[0.5]] * 5)), r"'latent' must hold tensors of numbers, but is list"),
-        (lambda f: _rewrite(f / LATENTS, cond=pa.array([0, 1, 2, 3, 7])), r"conditions from 0 to 6, but .*0.parquet has 7"),
+        (lambda f: _rewrite(f / LATENTS, latent=pa.array([[0.5]] * 5)), r"'latent' must hold tensors .* is list"),
+        (lambda f: _rewrite(f / LATENTS, cond=pa.array([0, 1, 2, 3, 7])), r"conditions from 0 to 6, .*0.parquet has 7"),
         (lambda f: _rewrite(f / LATENTS, cond=pa.array([0, 1, 2, 3, None])), r"conditions from 0 to 6, .* has None"),
         (lambda f: _rewrite(f / LATENTS, cond=pa.array([0.5] * 5)), r"'cond' must hold whole numbers, but is double"),
         (lambda f: (f / PROMPTS).unlink(), r"prompts/1.parquet cannot be read"),
         (lambda f: _rewrite(f / PROMPTS, pooled=None), r"prompts/1.parquet has text, prompt and not 'pooled'"),
         (
             lambda f: _rewrite(f / PROMPTS, pooled=tensor_column(torch.zeros(3, 5).half())),
-            r"alike in all files, but holds tensors of numbers of shape \(4,\) in .* and .* of shape \(5,\) in .*1.parquet",
+            r"alike in all files, but holds .* of shape \(4,\) in .* and .* of shape \(5,\) in .*1.parquet",
         ),
-        (lambda f: (f / PROMPTS).write_bytes((f / "prompts/0.parquet").read_bytes()), r"the 7 prompts in 2 files .* holds 8"),
+        (lambda f: shutil.copy(f / "prompts/0.parquet", f / PROMPTS), r"the 7 prompts in 2 files .* holds 8"),
         (lambda f: _index(f, prompts=8), r"the 8 prompts in 2 files that its dataset.json tells of, but .* holds 7"),
         (lambda f: _index(f, embeddings=[]), r"must hold embeddings of its prompts"),
         (lambda f: _index(f, buckets={"16x16": -5}), r"no readable dataset.json \(buckets.16x16: "),
         (lambda f: _index(f, buckets={"../16x16": 5}), r"no readable dataset.json"),
-        (lambda f: _index(f, buckets={}, conditions="classes"), r"must hold latents or prompts, but .* tells of neither"),
+        (lambda f: _index(f, buckets={}, conditions="classes"), r"latents or prompts, but .* of neither"),
         (lambda f: _index(f, prompt_files=[["../x.parquet", 7]]), r"no readable dataset.json \(prompt_files.0.0: "),
         (lambda f: _index(f, latent_shapes={}), r"the shape that its dataset.json tells of, None"),
         (lambda f: (f / "dataset.json").write_text("[" * 100_000), r"no readable dataset.json \("),

@@ -148,7 +148,7 @@ def test_models_of_factories_are_checked_as_far_as_they_tell(changes, expected):
         ("scheduler", {"beta_schedule": "odd"}, r"`beta_schedule` .* but is 'odd' instead"),
     ],
 )
-def test_config_files_that_do_not_match_are_refused_before_any_weights_are_there(tmp_path, component, changes, expected):
+def test_config_files_that_do_not_match_are_refused_before_weights_are_there(tmp_path, component, changes, expected):
     """Row `teacher vs student`: neither pipeline has weights, so nothing could have been loaded."""
     folders = []
     for name in ("teacher", "student"):
