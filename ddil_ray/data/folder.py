@@ -29,8 +29,8 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     except Exception as error:  # every filesystem has errors of its own
         raise DataError(
-            f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}. Check the address and "
-            "the credentials."
+            f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}. Check the address "
+            "and the credentials."
         ) from None
     check_links(fs, root, paths)
     if not paths:

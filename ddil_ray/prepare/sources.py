@@ -49,8 +49,8 @@ def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard
     shards = reader.shards(files)
     if not shards:
         raise DataError(
-            f"`data.source` must hold files of format {data.format}, but {source!r} holds none. Set `data.format=auto`, "
-            "or name another source."
+            f"`data.source` must hold files of format {data.format}, but {source!r} holds none. Set "
+            "`data.format=auto`, or name another source."
         )
     reader = replace(reader, images=_has_images(reader, shards[0], data))
     _check_conditions(reader, source)

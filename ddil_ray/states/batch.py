@@ -119,8 +119,8 @@ class StateBatch:
             if not bool(torch.as_tensor(holds).all()):
                 raise StateError(
                     f"`{name}` of a block of {origin.label} states must be {rule}, but is "
-                    f"{_found(getattr(self, name))} instead. Where the student diverges, lower `trainer.lr`, or use precision fp32; else look at the "
-                    "data and at the networks that made it."
+                    f"{_found(getattr(self, name))} instead. Where the student diverges, lower `trainer.lr`, or "
+                    "use precision fp32; else look at the data and at the networks that made it."
                 )
 
 
@@ -143,8 +143,7 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
         if str(column.dtype) != kind or (column.ndim != 1 if flat else column.ndim < 2) or len(column) != rows:
             raise StateError(
                 f"`{name}` of states must be {kind} of shape ({rows}{',' if flat else ', ...'}), but is {column.dtype} "
-                f"of shape {column.shape} instead. Its rows were of different shapes, or other versions of ddil-ray made "
-                "it."
+                f"of shape {column.shape} instead. Its rows were of different shapes, or others made it."
             )
 
 

@@ -98,7 +98,7 @@ def test_pipeline_configs_load():
     [
         (
             "trainer.stepz=5",
-            r"`trainer.stepz` is not a setting of `trainer`. Did you mean `trainer.steps`\?.*\[override trainer.stepz\]",
+            r"`trainer.stepz` is not a setting of `trainer`. Did .* `trainer.steps`\?.*\[override trainer.stepz\]",
         ),
         ("trainer.steps=many", r"`trainer.steps` must be a valid integer, but is 'many' instead"),
         ("trainer.steps=0", r"`trainer.steps` must be greater than or equal to 1, but is 0 instead"),
