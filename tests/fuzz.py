@@ -1,4 +1,4 @@
-"""What tests throw at the commands: configs right or wrong by construction, by their own schema; and what must follow."""
+"""What tests throw at the commands: configs right or wrong by construction, by their schema; and what must follow."""
 
 from __future__ import annotations
 
