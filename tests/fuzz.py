@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import sys
@@ -78,6 +79,11 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, An
     return {**tree, key: put(inner if isinstance(inner, dict) else {}, tuple(rest), value) if rest else value}
 
 
+@functools.cache
+def _schema(kind: type) -> dict[str, Any]:
+    return kind.model_json_schema()
+
+
 def leaves(kind: type, tree: dict[str, Any]) -> list[Leaf]:
     """All settings of `kind` that are no groups; of groups of several kinds, those that `tree` chooses."""
     return [(path, node) for path, node in _walk(kind, tree) if "properties" not in node]
@@ -85,11 +91,11 @@ def leaves(kind: type, tree: dict[str, Any]) -> list[Leaf]:
 
 def groups(kind: type, tree: dict[str, Any]) -> list[Leaf]:
     """All groups."""
-    return [((), kind.model_json_schema()), *((p, n) for p, n in _walk(kind, tree) if "properties" in n)]
+    return [((), _schema(kind)), *((p, n) for p, n in _walk(kind, tree) if "properties" in n)]
 
 
 def _walk(kind: type, tree: dict[str, Any]) -> Iterator[Leaf]:
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
 
     def resolved(node: dict[str, Any], given: Any) -> dict[str, Any]:
         if "discriminator" in node:

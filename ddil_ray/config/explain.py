@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -46,13 +48,13 @@ def explain(error: ValidationError, kind: type[BaseModel], settings: Mapping[str
     problems: dict[Path, list[Any]] = {}
     for problem in error.errors():
         problems.setdefault(_path(problem, settings), []).append(problem)
-    lines = [
-        _line(path, found, kind, places)
+    own = {
+        path: found
         for path, found in problems.items()
         if not (isinstance(found[0]["input"], dict) and _has_deeper(path, problems))
-    ]
-    more = len(lines) - _MOST_LINES
-    return lines if more <= 0 else [*lines[:_MOST_LINES], f"... and {more} more."]
+    }
+    lines = [_line(path, found, kind, places) for path, found in itertools.islice(own.items(), _MOST_LINES)]
+    return lines if len(own) <= _MOST_LINES else [*lines, f"... and {len(own) - _MOST_LINES} more."]
 
 
 def quoted(value: Any) -> str:
@@ -75,9 +77,7 @@ def _path(problem: Any, settings: Any) -> Path:
     path: list[str | int] = []
     node: Any = settings
     for part in problem["loc"]:
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
+        if isinstance(node, Mapping) and part in node or isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
             node = node[part]
         elif not (problem["type"] == "missing" and part == problem["loc"][-1]):
             continue
@@ -145,9 +145,14 @@ def _dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+@functools.cache
+def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+    return kind.model_json_schema()
+
+
 def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Names of the settings at a location of the tree."""
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
     definitions = schema.get("$defs", {})
     node: dict[str, Any] = schema
     for part in location:
@@ -162,7 +167,7 @@ def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
 
 def _all_keys(kind: type[BaseModel]) -> Iterator[tuple[str, ...]]:
     """Paths of all settings, of groups of several kinds those of each."""
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
 
     def walk(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for option in (node, *node.get("anyOf", ()), *node.get("oneOf", ())):

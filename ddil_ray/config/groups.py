@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
 
-from ddil_ray.config.kinds import Count, Fraction, Group, NonNegative, Number, Positive, Seed, Side, Steps
-
+from ddil_ray.config.kinds import Count, Fraction, Group, NoBool, NonNegative, Positive, Seed, Side, Steps
 from ddil_ray.config.places import Place, TrackingPlace
 
 __all__ = [
@@ -107,7 +106,7 @@ class PriorRamp(Group):
     start: Fraction
     end: Fraction
     ramp: Literal["linear", "cosine"] = "linear"
-    over: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    over: Annotated[float, Field(gt=0, le=1), NoBool] = 1.0
 
     def at(self, progress: float) -> float:
         """Value at `progress` of a linear ramp; enough to check sums at both ends and between."""
@@ -151,7 +150,7 @@ class Threshold(Group):
 
     mode: Literal["none", "static", "per_channel", "dynamic"] = "none"
     bound: Positive = Field(1.0, description="static, dynamic: largest |x_0|")
-    quantile: Annotated[Number, Field(gt=0.5, le=1)] = 0.9995
+    quantile: Annotated[float, Field(gt=0.5, le=1), NoBool] = 0.9995
     margin: NonNegative = Field(0.1, description="per_channel: widening of the range by this share")
     applies_to: Literal["teacher", "target", "both"] | None = Field(
         None,
@@ -368,9 +367,7 @@ class Evaluation(Role):
     steps: tuple[Steps, ...] = Field((1, 2, 4, 8), min_length=1)
     teacher_steps: Steps = Field(64, description="DDIM steps of the teacher's reference samples")
     batch_size: Count = Field(256, description="samples per block, which is a network pass")
-    seed: Seed = Field(
-        1_000_003, description="of evaluation noise; its keys are never those of training"
-    )
+    seed: Seed = Field(1_000_003, description="of evaluation noise; its keys are never those of training")
     features: str = Field(
         "auto",
         description="auto (trained on classes or prompts), inception, module.path:factory, or a transformers folder",

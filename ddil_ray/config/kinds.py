@@ -13,8 +13,8 @@ __all__ = [
     "Depth",
     "Fraction",
     "Group",
+    "NoBool",
     "NonNegative",
-    "Number",
     "Positive",
     "Seed",
     "Side",
@@ -32,7 +32,8 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_bool)]
+NoBool = BeforeValidator(_no_bool)
+"""Of numbers; stands behind their bounds, so that these are in the schema."""
 Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
 Steps = Annotated[StrictInt, Field(ge=1, le=10_000)]
 """Of a sampler: a grid of times is made of them."""
@@ -43,9 +44,9 @@ Depth = Annotated[StrictInt, Field(ge=1, le=64)]
 Side = Annotated[StrictInt, Field(ge=1, le=16_384)]
 """Of an image, in pixels."""
 Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]
-Fraction = Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NoBool]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NoBool]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBool]
 
 
 class Group(BaseModel):
@@ -53,7 +54,7 @@ class Group(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_max_length=4096)
 
-    @field_validator("*", mode="before")
+    @field_validator("*")
     @classmethod
     def _text_can_be_written(cls, value: Any) -> Any:
         """No path, name or prompt has control characters, on which the system's own functions fail."""

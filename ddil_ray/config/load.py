@@ -181,12 +181,12 @@ def _read(source: str) -> str:
             f"{quoted(source)} instead ({type(error).__name__}: {first_line(error)}).{hint}"
         ) from None
     if len(content) > MOST_BYTES:
-        raise ConfigError(f"CONFIG must be at most {MOST_BYTES // 1024} KiB of YAML, but {quoted(source)} is more.")
+        raise ConfigError(f"CONFIG must be at most {MOST_BYTES // 1024} KiB of YAML, but {source!r} is more.")
     try:
         return str(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"CONFIG must be text in UTF-8, but {quoted(source)} is not from byte {error.start} on. Save it as UTF-8."
+            f"CONFIG must be text in UTF-8, but {source!r} is not from byte {error.start} on. Save it as UTF-8."
         ) from None
 
 

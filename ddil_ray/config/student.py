@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ddil_ray.config.kinds import Group, NonNegative, Number, Positive, Width
+from ddil_ray.config.kinds import Group, NoBool, NonNegative, Positive, Width
 from ddil_ray.config.places import Place
 
 __all__ = ["LoraConfig", "Student"]
@@ -23,7 +23,7 @@ class LoraConfig(Group):
         description="ends of the names of the layers that get adapters; default: for UNets attention, feed-forward and "
         "convolutions as in LCM-LoRA, for transformers the projections of attention",
     )
-    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), NoBool] = 0.0
 
 
 class Student(Group):

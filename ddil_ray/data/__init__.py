@@ -40,8 +40,7 @@ BUILTIN: dict[str, Callable[[], ImageData]] = {"digits": _digits, "emoji": load_
 def _builtin(source: str, **_: Any) -> ImageData:
     if source not in BUILTIN:
         raise DataError(
-            f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r} "
-            "instead."
+            f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r} instead."
         )
     return BUILTIN[source]()
 

@@ -102,7 +102,7 @@ def test_pipeline_configs_load():
         ),
         ("trainer.steps=many", r"`trainer.steps` must be a valid integer, but is 'many' instead"),
         ("trainer.steps=0", r"`trainer.steps` must be greater than or equal to 1, but is 0 instead"),
-        ("trainer.lr=nan", r"`trainer.lr` must be a finite number, but is nan instead"),
+        ("trainer.lr=nan", r"`trainer.lr` must be a finite number, but is 'nan' instead"),
         ("states.forward=0.5", r"`states`: forward \+ student \+ teacher \+ mixed must be 1 at the start, but is 0.5"),
         ("objective.student_steps=[8,3]", r"`objective`: student_steps must each divide.*3 follows 8"),
         ("objective.type=cm", r"`objective.type` must be one of 'pd', 'lcm', 'dmd2', but is 'cm' instead"),

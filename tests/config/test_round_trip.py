@@ -37,7 +37,7 @@ def changes(draw, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_config_that_is_dumped_loads_as_itself(command, data, tmp_path_factory):
     kind, _, tree, _ = data.draw(changes(command))
@@ -50,7 +50,7 @@ def test_a_config_that_is_dumped_loads_as_itself(command, data, tmp_path_factory
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_an_override_is_an_edit_of_the_file(command, data, tmp_path_factory):
     kind, base, tree, found = data.draw(changes(command))

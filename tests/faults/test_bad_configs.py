@@ -44,7 +44,7 @@ def unknown_key(command, data, folder):
 
 def missing_key(command, data, folder):
     """Something that must be given is not."""
-    kind, base = BASES[command]
+    base = BASES[command][1]
     gone = data.draw(st.sampled_from([key for key in base if key not in ("output", "kind") or command == "prepare"]))
     said = refused(command, dumped({key: value for key, value in base.items() if key != gone}, folder))
     assert f"`{gone}" in said

@@ -47,7 +47,7 @@ def test_what_is_right_passes():
     [
         ("x_t", None, r"`states` must have the columns x_t, t, .* but x_t are missing: there are t, cond"),
         ("label", None, r"but label are missing"),
-        ("x_t", np.array([np.zeros((1, n)) for n in range(ROWS)], dtype=object), r"`x_t` .* is object of shape"),
+        ("x_t", np.array([None] * ROWS, dtype=object), r"`x_t` .* is object of shape"),
         ("x_t", np.zeros((ROWS, 4)), r"`x_t` of states must be float32 of shape \(6, \.\.\.\), but is float64"),
         ("x_t", np.zeros((ROWS - 1, 4), np.float32), r"`x_t` .* but is float32 of shape \(5, 4\)"),
         ("t", np.zeros(ROWS, np.float32), r"`t` of states must be float64 of shape \(6,\), but is float32"),
