@@ -112,9 +112,7 @@ class Family(ABC):
         assert model.folder is not None
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
         absent, variant = absent_components(model.folder), variant_of(model.folder / self.component)
-        return DiffusionPipeline.from_pretrained(
-            model.folder, variant=variant, use_safetensors=True, **absent | parts
-        )
+        return DiffusionPipeline.from_pretrained(model.folder, variant=variant, use_safetensors=True, **absent | parts)
 
     def example(self, model: DiffusionModel, *, times: Tensor) -> str:
         """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card.
