@@ -28,7 +28,9 @@ _PATTERNS = (
     ),
     # name=value, "name": "value", and the same among a URL's parameters
     (
-        re.compile(rf"""(?i)(?P<name>{_NAME}["'`]?\s*[=:]\s*)(?!{re.escape(HIDDEN)})(?:{_QUOTED}|[^\s"'`,;&#)\]}}]+)"""),
+        re.compile(
+            rf"""(?i)(?P<name>{_NAME}["'`]?\s*[=:]\s*)(?!{re.escape(HIDDEN)})(?:{_QUOTED}|[^\s"'`,;&#)\]}}]+)"""
+        ),
         rf"\g<name>{HIDDEN}",
     ),
     # Authorization: Bearer value

@@ -178,7 +178,7 @@ def _read(source: str) -> str:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(
             f"CONFIG must be a readable YAML file or one of the presets {', '.join(preset_names())}, but is "
-            f"{quoted(source)} instead ({type(error).__name__}: {first_line(error)}).{hint}"
+            f"{source!r} instead ({type(error).__name__}: {first_line(error)}).{hint}"
         ) from None
     if len(content) > MOST_BYTES:
         raise ConfigError(f"CONFIG must be at most {MOST_BYTES // 1024} KiB of YAML, but {source!r} is more.")

@@ -13,7 +13,7 @@ from ddil_ray.errors import DataError, first_line
 
 __all__ = ["decode_image", "open_picture", "picture_tensor", "stack_images"]
 
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Not all that Pillow knows: for some, such as EPS, it starts another program."""
 _GREY_MODES, _DEEP_GREY_MODES = {"1", "L"}, {"I", "I;16", "I;16B", "I;16L"}
 

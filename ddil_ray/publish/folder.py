@@ -14,6 +14,7 @@ from ddil_ray.export import forget_origins
 from ddil_ray.models import local_folder
 from ddil_ray.models.family import absent_components
 from ddil_ray.models.latents import variant_of
+from ddil_ray.places import check_url
 
 __all__ = ["DTYPES", "check_target", "copy_folder", "pipeline_folder"]
 

@@ -114,8 +114,8 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"RAY_ADDRESS must be a running cluster, or unset for a local Ray, but is {address!r} and failed: "
-            f"{first_line(error)} Where a cluster asks for a token, as those of cluster/start-head.sh do, RAY_AUTH_MODE "
-            "must be `token` and RAY_AUTH_TOKEN_PATH a copy of its file: check both."
+            f"{first_line(error)} Where a cluster asks for a token, as those of cluster/start-head.sh do, "
+            "RAY_AUTH_MODE must be `token` and RAY_AUTH_TOKEN_PATH a copy of its file: check both."
         ) from error
     try:
         yield

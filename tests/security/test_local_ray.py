@@ -29,6 +29,8 @@ def test_nobody_gets_in_without_the_token(ray_cluster, tmp_path, known):
     env = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     if not known:
         env["RAY_AUTH_TOKEN"] = "0" * 64
-    done = subprocess.run([sys.executable, "-c", CONNECT, address], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, address], env=env, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode == 0) == known, done.stderr
     assert ("in" in done.stdout.split()) == known

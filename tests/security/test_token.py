@@ -91,7 +91,9 @@ def head():
 
     try:
         until(healthy)
-        yield SimpleNamespace(home=home, address=address, dashboard=dashboard, port=port, token=home / ".ray/auth_token")
+        yield SimpleNamespace(
+            home=home, address=address, dashboard=dashboard, port=port, token=home / ".ray/auth_token"
+        )
     finally:
         stopped(process)
         shutil.rmtree(home, ignore_errors=True)

@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[2]
 MOST = 5 * 2**20
 """Bytes of the upload of this repository, not compressed: the package's teachers and emoji are 3.3 MB of it."""
 SECRETS = [
-    ".env", ".env.production", "deploy/.env", "id_rsa", "keys/id_ed25519.pub", "server.pem", "tls/private.key", ".netrc",
-    ".aws/credentials", ".ssh/config", "gcp-service-account.json", "credentials.json", "secrets.yaml", ".ray/auth_token",
-    ".huggingface/token", "ddil_ray/.env", "ddil_ray/server.pem",
+    ".env", ".env.production", "deploy/.env", "id_rsa", "keys/id_ed25519.pub", "server.pem", "tls/private.key",
+    ".netrc", ".aws/credentials", ".ssh/config", "gcp-service-account.json", "credentials.json", "secrets.yaml",
+    ".ray/auth_token", ".huggingface/token", "ddil_ray/.env", "ddil_ray/server.pem",
 ]  # fmt: skip
 HEAVY = [
-    ".venv/lib/big.py", "runs/a/checkpoints/x", "mlruns/0/meta.yaml", "mlflow.db", "model.safetensors", "data/a.parquet",
-    "w.ckpt", "images.tar", "backup.tar.gz", "ablations/x/report.html", ".git/config", "tests/test_x.py",
+    ".venv/lib/big.py", "runs/a/checkpoints/x", "mlruns/0/meta.yaml", "mlflow.db", "model.safetensors",
+    "data/a.parquet", "w.ckpt", "images.tar", "backup.tar.gz", "ablations/x/report.html", ".git/config",
+    "tests/test_x.py",
 ]  # fmt: skip
 KEPT = [
     "pipelines/distill.py", "ddil_ray/__init__.py", "mine.yaml", "my_teacher.py",
@@ -82,7 +83,9 @@ def test_private_keys_large_files_and_links_out_are_named(tmp_path):
 
 def test_this_repository_uploads_no_more_than_it_must(tmp_path):
     """Of what git knows: whatever else lies in a checkout is for the other tests."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     folder = tmp_path / "checkout"
     for name in filter(None, listed):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
