@@ -28,17 +28,11 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
         fs, root = fsspec.core.url_to_fs(source)
         found = fs.find(root)
     except Exception as error:  # every filesystem has errors of its own
-<<<<<<< HEAD
         raise DataError(
             f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}. Check the address "
             "and the credentials."
         ) from None
     check_links(fs, root, paths)
-=======
-        raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None
-    check_links(fs, root, found)
-    paths = sorted(p for p in found if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
->>>>>>> locks
     if not paths:
         raise DataError(
             f"`data.source` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), but {source!r} "
