@@ -32,7 +32,8 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
             f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}. Check the address "
             "and the credentials."
         ) from None
-    check_links(fs, root, paths)
+    check_links(fs, root, found)
+    paths = sorted(p for p in found if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise DataError(
             f"`data.source` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), but {source!r} "
