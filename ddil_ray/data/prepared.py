@@ -18,6 +18,7 @@ reader of Parquet can use them.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,8 @@ class Index(BaseModel):
     """Rows by bucket."""
     latent_shapes: dict[str, tuple[int, int, int]] = {}
     """(C, H, W) of each bucket's latents."""
+    digests: dict[str, str] = {}
+    """SHA-256 of files of latents, by their names."""
     prompts: _Rows = 0
     """Number of distinct prompts."""
     prompt_files: list[tuple[_Name, _Rows]] = []
@@ -133,11 +136,17 @@ def _tensors(table: pa.Table, name: str, file: str) -> Tensor:
         raise unreadable(file, error) from None
 
 
-def _read(fs: Any, path: str, columns: list[str]) -> pa.Table:
+def _read(fs: Any, path: str, columns: list[str], *, digest: str | None = None) -> pa.Table:
+    """Columns of a file, which has the `digest` if it is known: checksums of pages do not cover their headers."""
     try:
-        with fs.open(path, "rb") as file:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True)
-    except Exception as error:  # Arrow's, or the filesystem's own
+        if digest is None:
+            with fs.open(path, "rb") as file:
+                return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        content = fs.cat_file(path)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"its bytes are not those that were written, whose digest is in {INDEX}")
+        return pq.read_table(pa.BufferReader(content), columns=columns, page_checksum_verification=True)
+    except Exception as error:  # Arrow's, the filesystem's own, or ours
         raise unreadable(path, error) from None
 
 
@@ -289,7 +298,8 @@ def _read_latents(source: str, bucket: str, index: Index) -> tuple[Tensor, Tenso
     latents = torch.empty(rows, *shape)
     start = 0
     for footer in footers:
-        table = _read(fs, footer.name, ["cond", "latent"])
+        name = footer.name.removeprefix(f"{root.rstrip('/')}/")
+        table = _read(fs, footer.name, ["cond", "latent"], digest=index.digests.get(name))
         latents[start : start + len(table)] = _finite(_tensors(table, "latent", footer.name), "latent", footer.name)
         conditions.append(_conditions(table, most, footer.name))
         start += len(table)

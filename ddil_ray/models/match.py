@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ddil_ray.diffusion.schedule import NoiseSchedule, schedule_from_diffusers
+from ddil_ray.diffusion.schedule import NoiseSchedule, RectifiedFlow, schedule_from_diffusers
 from ddil_ray.errors import ConfigError
 from ddil_ray.factory import is_factory
 from ddil_ray.models import Family, find_pipeline, load_model
@@ -62,7 +62,8 @@ def _schedule(family: Family, folder: Path) -> NoiseSchedule | None:
     if config.get("use_dynamic_shifting", False):
         return None
     schedule = schedule_from_diffusers(config)
-    checked_prediction(config, schedule)
+    if not isinstance(schedule, RectifiedFlow):  # whose networks predict one thing only
+        checked_prediction(config, schedule)
     return schedule
 
 
