@@ -77,7 +77,9 @@ def _path(problem: Any, settings: Any) -> Path:
     path: list[str | int] = []
     node: Any = settings
     for part in problem["loc"]:
-        if isinstance(node, Mapping) and part in node or isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
+        ):
             node = node[part]
         elif not (problem["type"] == "missing" and part == problem["loc"][-1]):
             continue

@@ -108,7 +108,8 @@ class _Walk:
     def _name(self, key: yaml.Node, path: tuple[str | int, ...]) -> str:
         if isinstance(key, yaml.ScalarNode) and key.tag == "tag:yaml.org,2002:str":
             return str(key.value)
-        found = f"{key.value!r}, which YAML reads as {key.tag.rpartition(':')[2]}" if key.id == "scalar" else key.id
+        kind = key.tag.rpartition(":")[2]
+        found = f"{key.value!r}, which YAML reads as {kind}" if isinstance(key, yaml.ScalarNode) else f"a {kind}"
         where = f"Keys of `{_dotted(path)}`" if path else "Keys"
         raise ConfigError(f"{where} must be names, but one is {found}. Quote it to keep it text.  [{self._line(key)}]")
 

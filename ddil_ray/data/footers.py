@@ -130,7 +130,7 @@ def _size(kind: pa.DataType) -> tuple[int, ...] | None:
 
 
 def _encoded(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _structs(kind: pa.DataType) -> bool:
@@ -146,12 +146,12 @@ def _arrays(kind: pa.DataType) -> bool:
 
 
 def _ids(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
 
 
 def _texts(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _tensors(kind: pa.DataType) -> bool:

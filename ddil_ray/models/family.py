@@ -164,8 +164,9 @@ def check_reads_latents(family: Family, folder: Path) -> None:
     denoiser, vae = read_config(folder, family.component), read_config(folder, "vae")
     read, made = denoiser.get("in_channels"), vae.get("latent_channels")
     more = denoiser.get("out_channels") not in (None, read)  # reads or makes something else besides, see `Family.load`
-    known = isinstance(read, int) and isinstance(made, int) and not more
-    if not known or read == made * family.channels_per_sample:
+    if not isinstance(read, int) or not isinstance(made, int) or more:
+        return
+    if read == made * family.channels_per_sample:
         return
     raise ConfigError(
         f"`teacher.model` must be a pipeline whose {family.component} reads what its autoencoder makes, latents of "

@@ -21,7 +21,7 @@ from ddil_ray.errors import ConfigError
         ("time: 12:30", r"`time` must be a number as it reads, but is 12:30 instead, .* base-60 one"),
         ("no: 1", r"Keys must be names, but one is 'no', which YAML reads as bool. Quote it"),
         ("a: {1: x}", r"Keys of `a` must be names, but one is '1', which YAML reads as int"),
-        ("? [a]\n: 1", r"Keys must be names, but one is sequence"),
+        ("? [a]\n: 1", r"Keys must be names, but one is a seq"),
         ("a: *b", r"found undefined alias 'b'  \[f:1\]"),
         ("a: !!python/name:os.system", r"could not determine a constructor"),
         ("a: 1\n---\nb: 2", r"but found another document"),

@@ -206,7 +206,9 @@ def test_a_model_is_measured_against_a_teacher_of_its_own_world_only(tmp_path, t
         load_measured(str(tmp_path / "pixels"), teacher)
     with pytest.raises(ConfigError, match=r"MODEL must be a diffusers pipeline folder"):
         load_measured(str(tmp_path), teacher)
-    folder = saved(tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True)  # its own schedule is no fault
+    folder = saved(
+        tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )  # its own schedule is no fault
     assert load_measured(str(folder), teacher).network.bank is teacher.network.bank
 
 
