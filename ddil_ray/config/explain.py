@@ -77,14 +77,18 @@ def _path(problem: Any, settings: Any) -> Path:
     path: list[str | int] = []
     node: Any = settings
     for part in problem["loc"]:
-        if (isinstance(node, Mapping) and part in node) or (
-            isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
-        ):
+        if _has(node, part):
             node = node[part]
         elif not (problem["type"] == "missing" and part == problem["loc"][-1]):
             continue
         path.append(part)
     return tuple(path)
+
+
+def _has(node: Any, part: str | int) -> bool:
+    if isinstance(node, Mapping):
+        return part in node
+    return isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
 
 
 def _has_deeper(path: Path, problems: Mapping[Path, Any]) -> bool:
