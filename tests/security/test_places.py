@@ -74,7 +74,7 @@ def test_web_addresses_are_refused_with_what_to_do(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("extends: digits-pd\nname: a\n")
     code, _, said = run(capsys, "distill", tmp_path / "a.yaml", "data.source=https://host/images", "--dry-run")
     assert code == 2
-    assert "`data.source`: must be a path or a URL of abfs, " in said
+    assert "`data.source` must be a path or a URL of abfs, " in said
     assert "web addresses are off" in said
 
 
