@@ -39,7 +39,7 @@ ELSEWHERE = [
     "ftp://host/data",
     "sftp://host/data",
     "smb://host/data",
-    "github://owner:repo@main/data",
+    "github://owner:repo@main/data",  # pragma: allowlist secret
     "zip://a.zip::https://host/a.zip",
     "simplecache::s3://bucket/data",
     "zip::a.zip",

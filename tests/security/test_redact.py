@@ -25,7 +25,7 @@ from ddil_ray.runtime.run import resumed_config
 from ddil_ray.tracking import TRACKERS, RunInfo, View
 from ddil_ray.tracking.background import BackgroundTracker
 
-URI = "postgresql://me:hunter2@db.example:5432/mlflow"
+URI = "postgresql://me:hunter2@db.example:5432/mlflow"  # pragma: allowlist secret
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,10 @@ URI = "postgresql://me:hunter2@db.example:5432/mlflow"
         ("https://blob/x?sv=1&sig=abc%3D&se=2", "https://blob/x?sv=1&sig=***&se=2"),
         ("https://s3/x?X-Amz-Security-Token=abc&y=1", "https://s3/x?X-Amz-Security-Token=***&y=1"),
         ("override 'tracking.token=abc'", "override 'tracking.token=***'"),
-        ("{'aws_secret_access_key': 'ab cd', 'x': 1}", "{'aws_secret_access_key': ***, 'x': 1}"),
+        (
+            "{'aws_secret_access_key': 'ab cd', 'x': 1}",  # pragma: allowlist secret
+            "{'aws_secret_access_key': ***, 'x': 1}",
+        ),
         ("password: hunter2", "password: ***"),
         ("Authorization: Bearer 0123456789abcdef", "Authorization: Bearer ***"),
     ],
@@ -101,8 +104,8 @@ def secret_run(tmp_path):
     return small_run(
         output=str(tmp_path),
         tracking={"tracker": "mlflow", "uri": URI},
-        data={"source": "memory://KEY:hunter2@bucket/images"},
-        evaluation={"clip": "https://me:hunter2@host/clip"},
+        data={"source": "memory://KEY:hunter2@bucket/images"},  # pragma: allowlist secret
+        evaluation={"clip": "https://me:hunter2@host/clip"},  # pragma: allowlist secret
     )
 
 
@@ -140,7 +143,10 @@ def test_settings_are_the_same_whatever_their_secrets(secret_run):
 
 
 def test_messages_have_no_secret_in_them(tmp_path):
-    broken = {"tracking": {"uri": URI, "password": "hunter2"}, "name": "https://me:hunter2@host"}
+    broken = {
+        "tracking": {"uri": URI, "password": "hunter2"},  # pragma: allowlist secret
+        "name": "https://me:hunter2@host",
+    }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(broken))
     with pytest.raises(ConfigError) as caught:
         load_config(str(tmp_path / "a.yaml"), ["tracking.token=hunter2", "data.source=ftp://me:hunter2@host"])

@@ -64,7 +64,7 @@ def stopped(process):
             process.wait()
 
 
-def until(condition, timeout_s=150):
+def until(condition, timeout_s=90):
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -72,28 +72,27 @@ def until(condition, timeout_s=150):
     return found
 
 
+def head_of(home, port, dashboard):
+    """A head of the script's that is up. On a busy machine Ray may give up waiting for a process of its own."""
+    env = environment(home, PORT=port, DASHBOARD_PORT=dashboard, METRICS_PORT=free_port())
+    options = ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={home}/ray"]
+    for _ in range(3):
+        process = started("start-head.sh", *options, env=env, log=home / "log")
+        until(lambda p=process: p.poll() is not None or "Ray runtime started" in (home / "log").read_text())
+        if process.poll() is None:
+            return process
+    raise AssertionError((home / "log").read_text())
+
+
 @pytest.fixture(scope="module")
 def head():
     """A head of the script's and how to reach it."""
     home = Path(tempfile.mkdtemp(prefix="r"))
     port, dashboard = free_port(), free_port()
-    env = environment(home, PORT=port, DASHBOARD_PORT=dashboard, METRICS_PORT=free_port())
-    options = ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={home}/ray"]
-    process = started("start-head.sh", *options, env=env, log=home / "log")
-    address = f"http://127.0.0.1:{dashboard}"
-
-    def healthy():
-        assert process.poll() is None, (home / "log").read_text()
-        try:
-            return urllib.request.urlopen(f"{address}/api/gcs_healthz", timeout=5).status == 200
-        except OSError:
-            return False
-
+    process = head_of(home, port, dashboard)
     try:
-        until(healthy)
-        yield SimpleNamespace(
-            home=home, address=address, dashboard=dashboard, port=port, token=home / ".ray/auth_token"
-        )
+        address, token = f"http://127.0.0.1:{dashboard}", home / ".ray" / "auth_token"
+        yield SimpleNamespace(home=home, address=address, dashboard=dashboard, port=port, token=token)
     finally:
         stopped(process)
         shutil.rmtree(home, ignore_errors=True)
@@ -112,7 +111,7 @@ def elsewhere(tmp_path):
     return of
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 def test_the_token_is_its_owners_alone(head):
@@ -143,7 +142,7 @@ def test_the_job_api_refuses_a_request_without_the_token(head, token, status):
 )
 def test_a_job_needs_the_token(head, elsewhere, kind, code, said):
     command = [BIN / "ray", "job", "submit", "--address", head.address, "--", "echo", "let", "in"]
-    done = subprocess.run(command, env=elsewhere(kind, head), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=elsewhere(kind, head), capture_output=True, text=True, timeout=90)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in done.stdout + done.stderr
 
@@ -151,7 +150,7 @@ def test_a_job_needs_the_token(head, elsewhere, kind, code, said):
 @pytest.mark.parametrize(("kind", "said"), [("wrong", "RAY_AUTH_MODE must be `token`"), ("right", "1 nodes")])
 def test_a_driver_is_told_to_look_at_its_token(head, elsewhere, kind, said):
     env = {**elsewhere(kind, head), "RAY_ADDRESS": f"127.0.0.1:{head.port}"}
-    done = subprocess.run([sys.executable, "-c", CONNECT], env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", CONNECT], env=env, capture_output=True, text=True, timeout=90)
     assert said in done.stdout + done.stderr
     assert done.returncode == (0 if kind == "right" else 1)
 
