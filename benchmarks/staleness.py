@@ -23,6 +23,7 @@ from marked_runs import QUIET, MarkedView, merged, run_on_ray
 from measuring import Goal, Outcome, Table
 
 from ddil_ray.config import RunConfig
+from ddil_ray.factory import allow_code
 from ddil_ray.runtime.cluster import ray_session
 from ddil_ray.training.recipe import Recipe
 
@@ -128,6 +129,7 @@ def long_stream(folder: Path, *, batches: int) -> tuple[list[int], float]:
 
 def measure(quick: bool) -> Outcome:
     """Bounds and speeds, then the long run."""
+    allow_code()  # its teachers are factories beside this file
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     steps, repeats, batches = (40, 1, 200) if quick else (250, 1, 10_000)

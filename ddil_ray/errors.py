@@ -1,6 +1,8 @@
-"""The errors a user can meet; each message names the field, the rule, what was found and what to do."""
+"""The errors a user can meet; each message names the field, the rule, what was found and what to do, and no secret."""
 
 from __future__ import annotations
+
+from ddil_ray.redact import redact
 
 __all__ = [
     "ConfigError",
@@ -10,13 +12,14 @@ __all__ = [
     "RunStoppedError",
     "ShapeError",
     "StaleStateError",
+    "StateError",
     "first_line",
 ]
 
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, for quoting inside a message: its first line, or its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 class DdilError(Exception):
@@ -24,6 +27,9 @@ class DdilError(Exception):
 
     exit_code = 2
     """What a command exits with: 2 for bad input, 1 for a run that failed."""
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class ConfigError(DdilError, ValueError):
@@ -56,3 +62,7 @@ class RunFailedError(DdilError, RuntimeError):
     """A run that started and could not go on; commands exit with code 1 on it."""
 
     exit_code = 1
+
+
+class StateError(RunFailedError):
+    """States that reached the trainer and that nothing can be learnt from."""

@@ -1,15 +1,25 @@
-"""Objects of the user's own code, given as `module.path:factory`."""
+"""Objects of the user's own code, given as `module.path:factory`.
+
+Importing a module runs it, and configs come from others: so code outside this package is off until whoever starts the
+command allows it, by `--allow-code`, `allow_code()` or DDIL_RAY_ALLOW_CODE=1. No config can. Processes of Ray's that
+work for a run may what its driver may: they are told.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from typing import Any
 
 from ddil_ray.errors import ConfigError
 
-__all__ = ["call_factory", "is_factory"]
+__all__ = ["ALLOW_CODE", "allow_code", "call_factory", "code_allowed", "is_factory"]
 
+ALLOW_CODE = "DDIL_RAY_ALLOW_CODE"
+"""The environment variable: 1 allows factories of any module."""
+_OWN = ("ddil_ray.models.perceptron", "ddil_ray.simulation", "ddil_ray.testing")
+"""Modules of this package with factories: always allowed."""
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -18,13 +28,28 @@ def is_factory(spec: str) -> bool:
     return _FACTORY.fullmatch(spec) is not None
 
 
+def allow_code() -> None:
+    """Let this process, and those it starts, call factories of any module."""
+    os.environ[ALLOW_CODE] = "1"
+
+
+def code_allowed() -> bool:
+    """Whether factories of any module may be called."""
+    return os.environ.get(ALLOW_CODE) == "1"
+
+
 def call_factory(spec: str, *, field: str) -> Any:
     """What the factory that setting `field` names returns.
 
     Raises:
-        ConfigError: the module or the factory cannot be imported, or the factory wants arguments.
+        ConfigError: code is not allowed, the module or the factory cannot be imported, or the factory wants arguments.
     """
     module_name, _, factory_name = spec.partition(":")
+    if module_name not in _OWN and not code_allowed():
+        raise ConfigError(
+            f"`{field}` must name no code while code is not allowed, but is {spec!r}, which would import "
+            f"`{module_name}` and run it. If you trust it, pass `--allow-code`, or set {ALLOW_CODE} to 1."
+        )
     try:
         return getattr(importlib.import_module(module_name), factory_name)()
     except (ImportError, AttributeError, TypeError) as error:

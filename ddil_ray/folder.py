@@ -18,6 +18,7 @@ import psutil
 
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.mirror import Mirror
+from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
 __all__ = ["PART", "RunFolder", "environment", "write_json", "write_whole"]
@@ -160,8 +161,8 @@ def _check_writable(fs: Any, folder: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as a readable JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write `content`, without secrets, as a readable JSON file."""
+    path.write_text(json.dumps(redacted(content), indent=2) + "\n")
 
 
 def write_whole(fs: Any, path: str, content: bytes) -> None:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from faulty_proxy import Faulty
 
+from ddil_ray.factory import ALLOW_CODE
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ[ALLOW_CODE] = "1"  # teachers of tests are factories; tests of the flag itself take it away
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("tests")

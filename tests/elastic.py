@@ -67,5 +67,5 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.update(WORKER_ENV | LOCAL_ENV)
+    os.environ.update(WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled"})
     main(sys.argv[1])

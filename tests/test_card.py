@@ -17,7 +17,7 @@ from ddil_ray.training.recipe import Recipe
     [
         ("builtin:digits", "builtin:digits", None),
         ("my.module:teacher", "my.module:teacher", None),
-        ("https://me:secret@host/models/teacher/?signature=secret", "teacher", None),
+        ("https://me:secret@host/models/teacher/?signature=secret", "teacher", None),  # pragma: allowlist secret
         ("s3://bucket", "bucket", None),
         ("{here}/sd", "sd", None),
     ],

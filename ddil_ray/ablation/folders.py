@@ -11,6 +11,8 @@ from ddil_ray.ablation.outcome import Outcome, by_steps
 from ddil_ray.ablation.summary import Study
 from ddil_ray.config import RunConfig, flatten, load_config
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.places import check_url
+from ddil_ray.redact import redact
 from ddil_ray.storage import open_url
 from ddil_ray.tracking.journal import parse_records
 
@@ -75,6 +77,7 @@ def study_of(urls: Sequence[str]) -> Study:
 
 
 def _read(url: str) -> _Run:
+    check_url(url, "RUN_DIR")
     try:
         fs, root = open_url(url)
         begun, finished = (bool(fs.exists(f"{root}/{name}")) for name in ("config.yaml", "metrics.json"))
@@ -92,7 +95,7 @@ def _read(url: str) -> _Run:
         raise ConfigError(f"RUN_DIR must be an evaluated run, but {url} was run with `evaluation.enabled=false`.")
     journal = f"{root}/metrics.jsonl"
     return _Run(
-        url,
+        redact(url),
         load_config(f"{url}/config.yaml", kind=RunConfig),
         metrics,
         parse_records(fs.cat_file(journal)) if fs.exists(journal) else [],

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, Verbose, print_json, print_lines, print_table, writable
+from ddil_ray.cli.options import (
+    AllowCode,
+    AsJson,
+    Config,
+    Overrides,
+    Verbose,
+    print_json,
+    print_lines,
+    print_table,
+    writable,
+)
 
 __all__ = ["ablate", "print_comparisons"]
 
@@ -18,6 +28,7 @@ def ablate(
     out: Annotated[Path | None, typer.Option(help="Folder for runs and report; default: ablations/<name>.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, start nothing.")] = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of paired runs, as many at once as fit, and report what its options change.

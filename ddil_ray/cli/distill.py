@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ddil_ray.cli.memory import memory_of, print_memory
-from ddil_ray.cli.options import AsJson, Overrides, Verbose, print_json, print_lines, print_table
+from ddil_ray.cli.options import AllowCode, AsJson, Overrides, Verbose, print_json, print_lines, print_table
 from ddil_ray.errors import ConfigError
 
 __all__ = ["distill"]
@@ -23,6 +23,7 @@ def distill(
     ] = False,
     resume: Annotated[str | None, typer.Option(help="Run folder to go on with, in place of CONFIG.")] = None,
     verbose: Verbose = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Distil a teacher into a few-step student.

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, Verbose, print_json, print_lines, print_table, writable
+from ddil_ray.cli.options import (
+    AllowCode,
+    AsJson,
+    Config,
+    Overrides,
+    Verbose,
+    print_json,
+    print_lines,
+    print_table,
+    writable,
+)
 
 __all__ = ["evaluate"]
 
@@ -18,6 +28,7 @@ def evaluate(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, report.html and samples.")] = Path("evaluation"),
     verbose: Verbose = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model against the data and the teacher of a config, at the config's evaluation steps.
@@ -29,7 +40,7 @@ def evaluate(
     from ddil_ray.config import RunConfig, load_config
     from ddil_ray.evaluation import exported_sampler
     from ddil_ray.folder import write_json
-    from ddil_ray.models import load_model
+    from ddil_ray.models.match import load_measured
     from ddil_ray.report import write_page
     from ddil_ray.results import (
         classes_of,
@@ -45,8 +56,7 @@ def evaluate(
 
     recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
     made, out = recipe.ingredients(), writable(out, "--out")
-    student = load_model(model)
-    student.bind(made.prompts.bank() if made.prompts else None)
+    student = load_measured(model, made.teacher)
     steps, told = recipe.config.evaluation.steps, recipe.student_guidance if student.reads_guidance else 0.0
     samplers = {
         "model": {n: exported_sampler(student, n, w=told) for n in steps},

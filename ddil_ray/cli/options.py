@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.redact import redact, redacted
 
 __all__ = [
+    "AllowCode",
     "AsJson",
     "Config",
     "Overrides",
@@ -30,6 +32,23 @@ Config = Annotated[str, typer.Argument(help="YAML file (path or fsspec URL) or t
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as dotted.key=value.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Verbose = Annotated[bool, typer.Option(help="Show what Ray says.")]
+
+
+def _allow(allowed: bool) -> bool:
+    if allowed:
+        from ddil_ray.factory import allow_code
+
+        allow_code()
+    return allowed
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", callback=_allow, help="Let settings of the form module.path:factory import and run code."
+    ),
+]
+"""Acts when it is parsed; commands only have to take it."""
 
 
 def writable(folder: Path, option: str) -> Path:
@@ -57,14 +76,14 @@ def quiet_libraries() -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print `content` on standard output."""
-    typer.echo(json.dumps(content, indent=2))
+    """Print `content` on standard output, without secrets."""
+    typer.echo(json.dumps(redacted(content), indent=2))
 
 
 def print_lines(*lines: str) -> None:
-    """Print text that a user may copy: never wrapped."""
+    """Print text that a user may copy: never wrapped, and without secrets."""
     for line in lines:
-        typer.echo(line)
+        typer.echo(redact(line))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

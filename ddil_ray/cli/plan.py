@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ddil_ray.cli.memory import memory_of, print_memory
-from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, print_table
+from ddil_ray.cli.options import AllowCode, AsJson, Config, Overrides, print_json, print_lines, print_table
 from ddil_ray.errors import ConfigError
 
 __all__ = ["plan"]
@@ -27,6 +27,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time every stage briefly on this machine, in place of counting FLOP.")
     ] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell how many actors every role needs, what the run delivers, and what limits it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddil_ray.cli.options import AsJson, print_json, print_lines
+from ddil_ray.cli.options import AllowCode, AsJson, print_json, print_lines
 from ddil_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def sample(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("samples.png"),
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a student or a teacher.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddil_ray.cli.options import AsJson, Config, Overrides, print_json, print_lines, quiet_libraries
+from ddil_ray.cli.options import AllowCode, AsJson, Config, Overrides, print_json, print_lines, quiet_libraries
 from ddil_ray.errors import ConfigError, RunFailedError
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["new_run", "train_teacher", "write_image_teacher", "write_text_teacher"]
 
 
-def train_teacher(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train_teacher(
+    config: Config, overrides: Overrides = None, allow_code: AllowCode = False, as_json: AsJson = False
+) -> None:
     """Train a small diffusion teacher on your images and save it as a diffusers pipeline.
 
     With `kind: text-to-image` it is a latent teacher of captioned images, for `ddil-ray prepare`.

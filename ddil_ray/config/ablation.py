@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
-from ddil_ray.config.groups import Group, NonNegative, Positive
+from ddil_ray.config.kinds import Group, NonNegative, Positive, Seed
 
 __all__ = ["AblationConfig", "RunResources", "slug"]
 
@@ -19,7 +19,7 @@ _OWN = ("name", "output", "seed")
 
 def slug(text: str) -> str:
     """`text` as part of a folder's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "-"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "-"
 
 
 class RunResources(Group):
@@ -35,9 +35,7 @@ class AblationConfig(Group):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     base: str = Field(description="config of the runs: a preset's name, a path or an fsspec URL")
     settings: Changes = Field(default_factory=dict, description="settings of every run, over the base's")
-    seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(
-        (0, 1, 2, 3, 4), min_length=1, description="of training; runs are paired by seed"
-    )
+    seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="of training; runs are paired by seed")
     compare: str = Field(description="axis whose first option is the baseline of the others")
     axes: dict[str, dict[str, Changes]] = Field(
         min_length=1, description="axis -> option -> its settings, over `settings`; the grid is their product"

@@ -17,6 +17,8 @@ from ddil_ray.config.text_teacher import TextTeacherConfig
 
 __all__ = ["document"]
 
+_MOST = 2**31 - 1
+"""Of most whole numbers, and not worth telling."""
 _HEAD = """# Settings
 
 Made from the code by `python -m ddil_ray.config.document`. YAML groups, or `group.key=value` on the command line.
@@ -82,7 +84,8 @@ def _type(node: dict[str, Any], definitions: dict[str, Any]) -> str:
     if node.get("type") == "array":
         return "list"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = " ".join(f"{sign} {node[key]:g}" for key, sign in bounds.items() if key in node)
+    told = {sign: node[key] for key, sign in bounds.items() if node.get(key, _MOST) != _MOST}
+    limits = " ".join(f"{sign} {limit:g}" if limit < 1e6 else f"{sign} {limit}" for sign, limit in told.items())
     return f"{node.get('type', 'any')} {limits}".strip()
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import Field, StrictInt, model_validator
+
+from ddil_ray.config.kinds import Count, Fraction, Group, NoBool, NonNegative, Positive, Seed, Side, Steps
+from ddil_ray.config.places import Place, TrackingPlace
 
 __all__ = [
     "Checkpoint",
     "Data",
     "Evaluation",
-    "Group",
     "LabelRole",
     "NetworkRole",
     "PriorRamp",
@@ -26,10 +28,6 @@ __all__ = [
     "Trainer",
 ]
 
-Count = Annotated[StrictInt, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Gpus = NonNegative | Literal["auto"]
 Precision = Literal["fp32", "bf16", "fp16"]
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -37,16 +35,10 @@ Selector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL}
 """A value that Ray matches a node's label with: `value`, `!value`, `in(a, b)`, `!in(a, b)`."""
 
 
-class Group(BaseModel):
-    """A group of settings: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Teacher(Group):
     """The pretrained model that is distilled."""
 
-    model: str = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
+    model: Place = Field(description="builtin:NAME, pipeline folder, fsspec URL, hub id, or module.path:factory")
     weights: str | None = Field(None, description="safetensors file for a factory's network")
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
@@ -68,7 +60,7 @@ class Teacher(Group):
         None, description="D_u of a teacher of prompts; default: what its own pipeline takes"
     )
 
-    sample_size: tuple[Count, Count] | None = Field(
+    sample_size: tuple[Side, Side] | None = Field(
         None, description="[height, width] of samples (latents, where it has any); default: the pipeline's own"
     )
 
@@ -96,14 +88,14 @@ class Teacher(Group):
 class Data(Group):
     """Training images."""
 
-    source: str = Field(
+    source: Place = Field(
         description="`digits`, `emoji`, module.path:factory, or by path or fsspec URL a folder of images, a Parquet "
         "file, or prepared data"
     )
     format: Literal["auto", "builtin", "factory", "folder", "parquet", "prepared"] = "auto"
     image_column: str = Field("image", description="Parquet column with the image")
     label_column: str | None = Field("label", description="Parquet column with the class id, or null")
-    image_size: Count | None = Field(None, description="crop and resize to this many pixels")
+    image_size: Side | None = Field(None, description="crop and resize to this many pixels")
     bucket: str | None = Field(None, description="<height>x<width> of prepared data; default: the fullest")
     prompt_cache_mib: Count = Field(512, description="prompt embeddings that one process keeps in memory")
 
@@ -114,7 +106,7 @@ class PriorRamp(Group):
     start: Fraction
     end: Fraction
     ramp: Literal["linear", "cosine"] = "linear"
-    over: Annotated[float, Field(gt=0, le=1)] = 1.0
+    over: Annotated[float, Field(gt=0, le=1), NoBool] = 1.0
 
     def at(self, progress: float) -> float:
         """Value at `progress` of a linear ramp; enough to check sums at both ends and between."""
@@ -137,7 +129,7 @@ class States(Group):
         description="largest RMS of student x_0 - teacher x_0 (data is in [-1, 1]); over it the teacher takes this and "
         "all later steps of a mixed rollout. Asks the teacher at every step; LCM students differ some by design",
     )
-    teacher_substeps: Count | None = Field(None, description="lcm, dmd2: DDIM steps of teacher rollouts per stage")
+    teacher_substeps: Steps | None = Field(None, description="lcm, dmd2: DDIM steps of teacher rollouts per stage")
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> States:
@@ -158,7 +150,7 @@ class Threshold(Group):
 
     mode: Literal["none", "static", "per_channel", "dynamic"] = "none"
     bound: Positive = Field(1.0, description="static, dynamic: largest |x_0|")
-    quantile: Annotated[float, Field(gt=0.5, le=1)] = 0.9995
+    quantile: Annotated[float, Field(gt=0.5, le=1), NoBool] = 0.9995
     margin: NonNegative = Field(0.1, description="per_channel: widening of the range by this share")
     applies_to: Literal["teacher", "target", "both"] | None = Field(
         None,
@@ -210,12 +202,14 @@ class Trainer(_Resources):
         description="several workers: each keeps whole networks (ddp), or its part of every weight, gradient, moment "
         "and average (fsdp), see docs/parallel.md",
     )
-    steps: Count = Field(400, description="per phase (round of progressive distillation)")
+    steps: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = Field(
+        400, description="per phase (round of progressive distillation)"
+    )
     batch_size: Count = Field(128, description="rows per step over all workers")
     lr: Positive = 1e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
-    warmup_steps: Annotated[StrictInt, Field(ge=0)] = 0
+    warmup_steps: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
     clip_norm: Positive = 1.0
     ema_decay: Fraction = 0.99
@@ -244,7 +238,7 @@ class Trainer(_Resources):
         description="networks pass through torch.compile, in every role but evaluation: true, or a backend other than "
         "inductor. Faster after minutes of compiling in every process",
     )
-    max_failures: Annotated[StrictInt, Field(ge=0)] = 3
+    max_failures: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = 3
 
     @model_validator(mode="after")
     def _divides(self) -> Trainer:
@@ -319,7 +313,7 @@ class TeacherRole(NetworkRole):
         description="rows of a phase that are made once and kept, states and labels; later ones replay them, each pass "
         "in a new order. default: every row is new",
     )
-    keep_at: str | None = Field(
+    keep_at: Place | None = Field(
         None,
         description="folder or fsspec URL of kept rows, which runs share whose teacher, data, method and seed are the "
         "same; default: kept/ in the run folder",
@@ -343,7 +337,7 @@ class Shift(_Resources):
 
     enabled: bool = True
     every: Count = Field(100, description="steps between measurements, each of weights that were published")
-    num_samples: Annotated[StrictInt, Field(ge=8)] = Field(256, description="rows per measurement")
+    num_samples: Annotated[StrictInt, Field(ge=8, le=2**31 - 1)] = Field(256, description="rows per measurement")
     batch_size: Count = Field(256, description="rows per network pass")
     wait_s: NonNegative = Field(60.0, description="longest wait for the last measurement when training has ended")
 
@@ -359,7 +353,7 @@ class Tracking(Group):
     """MLflow, and how often metrics are recorded."""
 
     tracker: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
+    uri: TrackingPlace | None = Field(None, description="MLflow tracking URI; default: sqlite in the output folder")
     experiment: str = "ddil-ray"
     required: bool = Field(
         False, description="refuse to start where the tracker does not answer; by default records wait for it on disk"
@@ -374,13 +368,11 @@ class Evaluation(Role):
     """What is measured when training ends, and the actors that make the samples and their features."""
 
     enabled: bool = True
-    num_samples: Annotated[StrictInt, Field(ge=6)] = 1000
-    steps: tuple[Count, ...] = Field((1, 2, 4, 8), min_length=1)
-    teacher_steps: Count = Field(64, description="DDIM steps of the teacher's reference samples")
+    num_samples: Annotated[StrictInt, Field(ge=6, le=2**31 - 1)] = 1000
+    steps: tuple[Steps, ...] = Field((1, 2, 4, 8), min_length=1)
+    teacher_steps: Steps = Field(64, description="DDIM steps of the teacher's reference samples")
     batch_size: Count = Field(256, description="samples per block, which is a network pass")
-    seed: Annotated[StrictInt, Field(ge=0)] = Field(
-        1_000_003, description="of evaluation noise; its keys are never those of training"
-    )
+    seed: Seed = Field(1_000_003, description="of evaluation noise; its keys are never those of training")
     features: str = Field(
         "auto",
         description="auto (trained on classes or prompts), inception, module.path:factory, or a transformers folder",

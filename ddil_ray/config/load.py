@@ -13,13 +13,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ddil_ray.config.explain import explain, quoted
 from ddil_ray.config.run import RunConfig
-from ddil_ray.errors import ConfigError
+from ddil_ray.config.text import MOST_BYTES, Places, parse
+from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.places import check_url
+from ddil_ray.redact import redact, redacted
 
 __all__ = ["ConfigTree", "config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
-Path_ = tuple[str | int, ...]
+_MOST_PARENTS = 32
 
 
 @dataclass
@@ -29,7 +33,7 @@ class ConfigTree:
     source: str
     """What messages call it."""
     settings: dict[str, Any]
-    places: dict[Path_, str] = field(default_factory=dict)
+    places: Places = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: str) -> ConfigTree:
@@ -38,23 +42,29 @@ class ConfigTree:
         Raises:
             ConfigError: unreadable, or extends itself.
         """
-        return cls._extended(source, ())
+        return cls._extended(source, (), [])
 
     @classmethod
-    def _extended(cls, source: str, children: tuple[str, ...]) -> ConfigTree:
+    def _extended(cls, source: str, children: tuple[str, ...], read: list[str]) -> ConfigTree:
+        read.append(source)
         if source in children:
-            raise ConfigError(f"`extends` must lead to other configs, but {source!r} extends itself.")
-        settings, places = _parse(_read(source), source)
+            raise ConfigError(f"`extends` must lead to other configs, but {quoted(source)} extends itself.")
+        if len(read) > _MOST_PARENTS:
+            raise ConfigError(f"`extends` must lead to at most {_MOST_PARENTS} configs in all, but leads to more.")
+        shown = redact(source)
+        settings, places = _settings(_read(source), shown)
         extends = settings.pop("extends", [])
         parents = [extends] if isinstance(extends, str) else extends
         if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-            raise ConfigError(f"`extends` must name a config or a list of them, but is {extends!r}  [{source}]")
-        tree = cls(source, {})
+            raise ConfigError(
+                f"`extends` must name a config or a list of them, but is {quoted(extends)} instead.  [{shown}]"
+            )
+        tree = cls(shown, {})
         for parent in parents:
-            inherited = cls._extended(parent, (*children, source))
-            tree = tree.merge(inherited.settings, source)
+            inherited = cls._extended(parent, (*children, source), read)
+            tree = tree.merge(inherited.settings, shown)
             tree.places |= inherited.places
-        tree = tree.merge(settings, source)
+        tree = tree.merge(settings, shown)
         tree.places |= places
         return tree
 
@@ -84,7 +94,7 @@ class ConfigTree:
         try:
             return kind.model_validate(self.settings)
         except ValidationError as error:
-            lines = [_explain(problem, kind, self.places) for problem in error.errors()]
+            lines = explain(error, kind, self.settings, self.places)
             message = f"{self.source} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)
             raise ConfigError(message) from None
 
@@ -129,12 +139,12 @@ def _shipped() -> list[str]:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved config; it loads as it is."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved config without secrets; it loads as it is."""
+    return yaml.safe_dump(redacted(config.model_dump(mode="json")), sort_keys=False)
 
 
 def flatten(config: BaseModel) -> dict[str, str]:
-    """Dotted key -> value, for tracking; credentials inside URLs are left out."""
+    """Dotted key -> value, for tracking, without secrets."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -142,91 +152,71 @@ def flatten(config: BaseModel) -> dict[str, str]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         else:
-            flat[prefix] = _without_credentials(str(value))
+            flat[prefix] = str(value)
 
-    walk("", config.model_dump(mode="json"))
+    walk("", redacted(config.model_dump(mode="json")))
     return flat
 
 
 def config_hash(config: BaseModel) -> str:
-    """Twelve hexadecimal digits that change with any setting."""
-    content = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """Twelve hexadecimal digits that change with any setting, but not with a secret in it."""
+    content = json.dumps(redacted(config.model_dump(mode="json")), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _without_credentials(value: str) -> str:
-    scheme, separator, rest = value.partition("://")
-    if separator and "@" in rest:
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
-    return value
 
 
 def _read(source: str) -> str:
     if source in _shipped():
         return (resources.files("ddil_ray.presets") / f"{source}.yaml").read_text()
+    check_url(source, "CONFIG")
     from ddil_ray.storage import open_url
 
     try:
         fs, path = open_url(source)
-        with fs.open(path, "r") as file:
-            return str(file.read())
+        with fs.open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except Exception as error:  # every filesystem has errors of its own
         close = difflib.get_close_matches(source, preset_names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(
             f"CONFIG must be a readable YAML file or one of the presets {', '.join(preset_names())}, but is "
-            f"{source!r} instead ({type(error).__name__}: {error}).{hint}"
+            f"{source!r} instead ({type(error).__name__}: {first_line(error)}).{hint}"
+        ) from None
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"CONFIG must be at most {MOST_BYTES // 1024} KiB of YAML, but {source!r} is more.")
+    try:
+        return str(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"CONFIG must be text in UTF-8, but {source!r} is not from byte {error.start} on. Save it as UTF-8."
         ) from None
 
 
-def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[Path_, str]]:
-    places: dict[Path_, str] = {}
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source} must be YAML, but cannot be read: {error}") from None
-    if not isinstance(tree, dict) or not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{source} must hold `key: value` settings, but holds {type(tree).__name__} instead.")
-    _locate(root, (), source, places)
+def _settings(text: str, source: str) -> tuple[dict[str, Any], Places]:
+    tree, places = parse(text, source)
+    if tree is None:
+        raise ConfigError(f"{source} must hold `key: value` settings, but is empty. Name a config that is not.")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold `key: value` settings, but holds {quoted(tree)} instead.")
     return tree, places
 
 
-def _locate(node: yaml.Node, path: Path_, source: str, places: dict[Path_, str]) -> None:
-    """Note where every key stands, and refuse keys given twice (YAML would take the last silently)."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[str] = set()
-    for key, value in node.value:
-        name, line = str(key.value), f"{source}:{key.start_mark.line + 1}"
-        if name in seen:
-            raise ConfigError(
-                f"`{'.'.join(map(str, (*path, name)))}` must be given once, but is given again at {line}."
-            )
-        seen.add(name)
-        places[(*path, name)] = line
-        _locate(value, (*path, name), source, places)
-
-
-def _apply(tree: dict[str, Any], places: dict[Path_, str], override: str) -> None:
+def _apply(tree: dict[str, Any], places: Places, override: str) -> None:
     key, separator, text = override.partition("=")
     keys = key.split(".")
     if not separator or not all(keys):
-        raise ConfigError(f"An override must be `dotted.key=value`, but is {override!r} instead.")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"The value of override {override!r} must be YAML, but cannot be read: {error}") from None
+        raise ConfigError(f"An override must be `dotted.key=value`, but is {quoted(key)} instead. Write key=value.")
+    place = f"override {key}"
+    value, _ = parse(text, place)
     node = tree
     for name in keys[:-1]:
         inner = node.get(name)
         node[name] = node = inner if isinstance(inner, dict) else {}
     node[keys[-1]] = value
-    places[tuple(keys)] = f"override {override!r}"
+    places[tuple(keys)] = place
 
 
 def _merged(
-    base: Mapping[str, Any], changes: Mapping[str, Any], path: Path_, places: dict[Path_, str], place: str
+    base: Mapping[str, Any], changes: Mapping[str, Any], path: tuple[str, ...], places: Places, place: str
 ) -> dict[str, Any]:
     merged = dict(base) if changes.get("type", base.get("type")) == base.get("type") else {}
     for key, value in changes.items():
@@ -237,42 +227,3 @@ def _merged(
             merged[key] = value
         places[here] = place
     return merged
-
-
-def _explain(problem: Any, kind: type[BaseModel], places: dict[Path_, str]) -> str:
-    path = tuple(p for p in problem["loc"] if not _is_variant(p))
-    name = ".".join(map(str, path)) or "the whole"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        allowed = _keys_at(kind, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
-        message = "unknown key; " + (f"did you mean {close[0]!r}? " if close else "") + f"allowed: {', '.join(allowed)}"
-    elif problem["type"] == "missing":
-        message = "must be given, but is missing"
-    elif not isinstance(problem["input"], dict):
-        message += f" (found {problem['input']!r})"
-    place = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), "")
-    return f"`{name}`: {message}" + (f"  [{place}]" if place else "")
-
-
-def _is_variant(part: str | int) -> bool:
-    """Parts that pydantic adds to a location for members of a union."""
-    return isinstance(part, str) and (
-        part in {"pd", "lcm", "dmd2", "float", "int", "function-after", "constrained-int", "constrained-float"}
-        or part.startswith(("tuple[", "literal[", "constrained-", "PriorRamp", "nullable"))
-    )
-
-
-def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Names of the settings at a location of the tree."""
-    schema = kind.model_json_schema()
-    definitions = schema.get("$defs", {})
-    node: dict[str, Any] = schema
-    for part in location:
-        mapping = node.get("discriminator", {}).get("mapping", {})
-        node = {"$ref": mapping[part]} if part in mapping else node.get("properties", {}).get(part, node)
-        options = [o for o in node.get("anyOf", []) + node.get("allOf", []) if "$ref" in o]
-        node = options[0] if options else node
-        if "$ref" in node:
-            node = definitions[node["$ref"].rpartition("/")[2]]
-    return sorted(node.get("properties", {}))

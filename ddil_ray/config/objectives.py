@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ddil_ray.config.groups import Count, Fraction, Group, NonNegative, Positive
+from ddil_ray.config.kinds import Count, Fraction, Group, NonNegative, Positive, Steps
 
 __all__ = ["Dmd2", "Lcm", "Objective", "Pd"]
 
@@ -16,8 +16,8 @@ class Pd(Group):
     """Progressive distillation."""
 
     type: Literal["pd"]
-    teacher_steps: Count = Field(16, description="DDIM steps of the first round's teacher")
-    student_steps: tuple[Count, ...] = Field((8, 4, 2, 1), min_length=1, description="steps per round")
+    teacher_steps: Steps = Field(16, description="DDIM steps of the first round's teacher")
+    student_steps: tuple[Steps, ...] = Field((8, 4, 2, 1), min_length=1, description="steps per round")
     loss: Literal["snr_trunc", "v", "x"] = "snr_trunc"
 
     def serves(self, steps: int) -> bool:
@@ -40,9 +40,9 @@ class Lcm(Group):
     """Latent consistency distillation."""
 
     type: Literal["lcm"]
-    solver_steps: Count = Field(50, description="DDIM grid of the labels")
-    student_steps: Count = Field(4, description="stages of the student's own rollouts")
-    skip: Count = Field(1, description="grid steps between a state and its label")
+    solver_steps: Steps = Field(50, description="DDIM grid of the labels")
+    student_steps: Steps = Field(4, description="stages of the student's own rollouts")
+    skip: Steps = Field(1, description="grid steps between a state and its label")
     loss: Literal["huber", "l2"] = "huber"
     huber_c: Positive = 1e-3
     ema_decay: Fraction = Field(0.95, description="of the target network, per update")
@@ -68,7 +68,7 @@ class Dmd2(Group):
     """Distribution matching distillation (DMD2)."""
 
     type: Literal["dmd2"]
-    student_steps: Count = Field(4, description="steps of the student; 1 is one-step distillation")
+    student_steps: Steps = Field(4, description="steps of the student; 1 is one-step distillation")
     student_every: Count = Field(5, description="steps of the critic per update of the student")
     time_range: tuple[Fraction, Fraction] = Field((0.02, 0.98), description="t at which the scores are compared")
     critic_lr: Positive | None = Field(None, description="peak learning rate of the critic; default: trainer.lr")

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
-from ddil_ray.config.groups import Count, Group, Role
+from ddil_ray.config.groups import Role
+from ddil_ray.config.kinds import Count, Group, Side
+from ddil_ray.config.places import Place
 
 __all__ = ["PrepareConfig", "PrepareData"]
 
-Size = tuple[Count, Count]
+Size = tuple[Side, Side]
 
 
 class PrepareTeacher(Group):
     """The model whose autoencoder and text encoders are used."""
 
-    model: str = Field(description="pipeline folder, fsspec URL, hub id or builtin:NAME")
+    model: Place = Field(description="pipeline folder, fsspec URL, hub id or builtin:NAME")
 
 
 class PrepareData(Group):
     """Images with captions or classes, or prompts alone."""
 
-    source: str = Field(description="folder or file, by path or fsspec URL, or `emoji`")
+    source: Place = Field(description="folder or file, by path or fsspec URL, or `emoji`")
     format: Literal["auto", "folder", "parquet", "webdataset", "text"] = Field(
         "auto", description="folder: metadata.jsonl, or a folder per class; text: prompts without images"
     )
@@ -38,27 +40,27 @@ class PrepareData(Group):
 class EncodeImages(Role):
     """The actors that read, cut and encode images."""
 
-    batch_size: Annotated[StrictInt, Field(ge=1)] = Field(8, description="images per pass of the autoencoder")
+    batch_size: Count = Field(8, description="images per pass of the autoencoder")
 
 
 class EncodePrompts(Role):
     """The actors that encode prompts."""
 
-    batch_size: Annotated[StrictInt, Field(ge=1)] = Field(64, description="prompts per pass of the text encoders")
+    batch_size: Count = Field(64, description="prompts per pass of the text encoders")
 
 
 class PrepareConfig(Group):
     """Everything `ddil-ray prepare` reads."""
 
-    output: str = Field(description="folder or fsspec URL for the prepared data")
+    output: Place = Field(description="folder or fsspec URL for the prepared data")
     teacher: PrepareTeacher
     data: PrepareData
-    resolution: Count | None = Field(None, description="pixels of a square's side; default: the teacher's own")
+    resolution: Side | None = Field(None, description="pixels of a square's side; default: the teacher's own")
     buckets: Literal["square", "aspect"] | tuple[Size, ...] = Field(
         "square",
         description="one square, its area at aspects of 1:2 to 2:1, or a list of [height, width] in pixels",
     )
-    bucket_step: Count = Field(64, description="pixels that the sides of `aspect` buckets are multiples of")
+    bucket_step: Side = Field(64, description="pixels that the sides of `aspect` buckets are multiples of")
     center_crop: bool = Field(True, description="or anywhere, drawn by the row's name")
     dtype: Literal["fp16", "fp32"] = Field("fp16", description="of latents and embeddings as they are stored")
     rows_per_file: Count = Field(1000, description="at most, and what is done again after a crash")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from ddil_ray.config.groups import (
     Checkpoint,
     Data,
     Evaluation,
-    Group,
     LabelRole,
     NetworkRole,
     Replay,
@@ -24,7 +23,9 @@ from ddil_ray.config.groups import (
     Tracking,
     Trainer,
 )
+from ddil_ray.config.kinds import Group, Seed
 from ddil_ray.config.objectives import Objective
+from ddil_ray.config.places import Place
 from ddil_ray.config.student import Student
 
 __all__ = ["RunConfig"]
@@ -34,8 +35,8 @@ class RunConfig(Group):
     """Everything `ddil-ray distill` reads."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = Field("runs", description="folder or fsspec URL; the run gets <output>/<name>")
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    output: Place = Field("runs", description="folder or fsspec URL; the run gets <output>/<name>")
+    seed: Seed = 0
     teacher: Teacher
     student: Student = Student()
     data: Data

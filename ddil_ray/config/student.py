@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ddil_ray.config.groups import Count, Group, NonNegative, Positive
+from ddil_ray.config.kinds import Group, NoBool, NonNegative, Positive, Width
+from ddil_ray.config.places import Place
 
 __all__ = ["LoraConfig", "Student"]
 
@@ -14,7 +15,7 @@ __all__ = ["LoraConfig", "Student"]
 class LoraConfig(Group):
     """Low-rank adapters on a frozen network."""
 
-    rank: Count = 64
+    rank: Width = 64
     alpha: Positive = Field(64.0, description="adapters are scaled by alpha / rank")
     target_modules: tuple[str, ...] | None = Field(
         None,
@@ -22,13 +23,13 @@ class LoraConfig(Group):
         description="ends of the names of the layers that get adapters; default: for UNets attention, feed-forward and "
         "convolutions as in LCM-LoRA, for transformers the projections of attention",
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), NoBool] = 0.0
 
 
 class Student(Group):
     """The model that is trained, a copy of the teacher at first."""
 
-    model: str | None = Field(
+    model: Place | None = Field(
         None,
         description="what training starts from, given as `teacher.model` is: smaller, or of another prediction type; "
         "default: the teacher",

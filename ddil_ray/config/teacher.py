@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt
 
-from ddil_ray.config.groups import Count, Data, Fraction, Group, NonNegative, Positive
+from ddil_ray.config.groups import Data
+from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Positive, Seed, Width
+from ddil_ray.config.places import Place
 
 __all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer"]
 
@@ -14,16 +16,16 @@ __all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer"]
 class Network(Group):
     """A `UNet2DModel`."""
 
-    block_out_channels: tuple[Count, ...] = (32, 64)
-    layers_per_block: Count = 1
-    attention_head_dim: Count = 8
-    norm_num_groups: Count = 8
+    block_out_channels: tuple[Width, ...] = Field((32, 64), min_length=1)
+    layers_per_block: Depth = 1
+    attention_head_dim: Width = 8
+    norm_num_groups: Width = 8
 
 
 class Schedule(Group):
     """The noise schedule, in the terms of diffusers' schedulers."""
 
-    num_train_timesteps: Count = 1000
+    num_train_timesteps: Annotated[StrictInt, Field(ge=2, le=100_000)] = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     rescale_betas_zero_snr: bool = True
@@ -50,8 +52,8 @@ class TeacherConfig(Group):
 
     kind: Literal["image"] = Field("image", description="of pixels, and of classes where the data has some; see below")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = "runs"
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    output: Place = "runs"
+    seed: Seed = 0
     data: Data
     model: Network = Network()
     schedule: Schedule = Schedule()

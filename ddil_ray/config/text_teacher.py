@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
 
-from ddil_ray.config.groups import Count, Fraction, Group, NonNegative, Positive
+from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Positive, Seed, Side, Width
 from ddil_ray.config.load import ConfigTree
+from ddil_ray.config.places import Place
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.config.teacher import Fit, Schedule, TeacherConfig, TeacherTrainer
 
@@ -20,21 +21,25 @@ class Autoencoder(Fit):
 
     batch_size: Count = 32
     lr: Positive = 3e-3
-    block_out_channels: tuple[Count, ...] = Field((16, 32, 64), description="each after the first halves the images")
-    layers_per_block: Count = 1
-    latent_channels: Count = 8
-    norm_num_groups: Count = 8
+    block_out_channels: tuple[Width, ...] = Field(
+        (16, 32, 64), min_length=1, description="each after the first halves the images"
+    )
+    layers_per_block: Depth = 1
+    latent_channels: Width = 8
+    norm_num_groups: Width = 8
     kl_weight: NonNegative = Field(1e-3, description="of the divergence per latent value, beside the error per pixel")
 
 
 class Text(Group):
     """The `CLIPTextModel`, trained with the denoiser, and its tokenizer, made of the captions."""
 
-    vocabulary: Annotated[StrictInt, Field(ge=512)] = Field(4096, description="most tokens; frequent words are one")
-    length: Count = Field(24, description="tokens of a prompt, longer ones are cut")
-    width: Count = 64
-    layers: Count = 2
-    heads: Count = 4
+    vocabulary: Annotated[StrictInt, Field(ge=512, le=1_000_000)] = Field(
+        4096, description="most tokens; frequent words are one"
+    )
+    length: Width = Field(24, description="tokens of a prompt, longer ones are cut")
+    width: Width = 64
+    layers: Depth = 2
+    heads: Width = 4
     word_dropout: Fraction = Field(0.1, description="chance of a caption to lose words, each word's is a half then")
 
     @model_validator(mode="after")
@@ -47,10 +52,10 @@ class Text(Group):
 class TextTeacherNetwork(Group):
     """The denoiser, a `UNet2DConditionModel` with cross-attention at its lowest resolution."""
 
-    block_out_channels: tuple[Count, ...] = (64, 128)
-    layers_per_block: Count = 1
-    attention_heads: Count = 4
-    norm_num_groups: Count = 8
+    block_out_channels: tuple[Width, ...] = Field((64, 128), min_length=1)
+    layers_per_block: Depth = 1
+    attention_heads: Width = 4
+    norm_num_groups: Width = 8
 
 
 class TextTeacherConfig(Group):
@@ -58,9 +63,9 @@ class TextTeacherConfig(Group):
 
     kind: Literal["text-to-image"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    output: str = "runs"
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
-    image_size: Count = Field(32, description="crop and resize to this many pixels")
+    output: Place = "runs"
+    seed: Seed = 0
+    image_size: Side = Field(32, description="crop and resize to this many pixels")
     data: PrepareData
     autoencoder: Autoencoder = Autoencoder()
     text: Text = Text()

@@ -6,6 +6,7 @@ Everything is held in memory once per node (shared through Ray's object store): 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ddil_ray.data.parquet import load_parquet
 from ddil_ray.data.prepared import INDEX, load_prepared
 from ddil_ray.errors import DataError
 from ddil_ray.factory import call_factory, is_factory
+from ddil_ray.redact import redact
 
 __all__ = ["BUILTIN", "ImageData", "check_against_teacher", "check_fills_batch", "load_images"]
 
@@ -37,7 +39,9 @@ BUILTIN: dict[str, Callable[[], ImageData]] = {"digits": _digits, "emoji": load_
 
 def _builtin(source: str, **_: Any) -> ImageData:
     if source not in BUILTIN:
-        raise DataError(f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r}.")
+        raise DataError(
+            f"`data.source` must be one of {', '.join(BUILTIN)} for format builtin, but is {source!r} instead."
+        )
     return BUILTIN[source]()
 
 
@@ -47,6 +51,17 @@ def _factory(source: str, **_: Any) -> ImageData:
         raise DataError(
             f"`data.source` factory {source!r} must return a ddil_ray.data.ImageData, but returned "
             f"{type(data).__name__} instead."
+        )
+    images, labels = data.images, data.labels
+    fits = images.ndim == 4 and images.dtype == torch.float32 and labels.dtype == torch.int64 and labels.ndim == 1
+    if not fits or (data.prompts is None and len(labels) != len(images)):
+        raise DataError(
+            f"`data.source` factory {source!r} must return images (N, C, H, W) of float32 and labels (N,) of int64, "
+            f"but returned {tuple(images.shape)} of {images.dtype} and {tuple(labels.shape)} of {labels.dtype} instead."
+        )
+    if not bool(images.isfinite().all()):
+        raise DataError(
+            f"`data.source` factory {source!r} must return finite values, but some are NaN or infinite. Mend the data."
         )
     return data
 
@@ -74,9 +89,10 @@ def load_images(
     Raises:
         DataError: anything wrong with them, in one message.
     """
-    return _LOADERS[_detect(source) if format == "auto" else format](
+    data = _LOADERS[_detect(source) if format == "auto" else format](
         source, image_column=image_column, label_column=label_column, image_size=image_size, bucket=bucket
     )
+    return replace(data, name=redact(data.name))  # which reports and cards say
 
 
 def _detect(source: str) -> str:

@@ -9,7 +9,8 @@ import torch
 
 from ddil_ray.data.images import ImageData
 from ddil_ray.data.pixels import decode_image, stack_images
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links
 from ddil_ray.storage import open_url
 
 __all__ = ["IMAGE_SUFFIXES", "load_folder"]
@@ -25,9 +26,14 @@ def load_folder(source: str, *, image_size: int | None) -> ImageData:
     """
     try:
         fs, root = open_url(source)
-        paths = sorted(p for p in fs.find(root) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
+        found = fs.find(root)
     except Exception as error:  # every filesystem has errors of its own
-        raise DataError(f"`data.source` must be a readable folder, but {source!r} failed: {error}.") from None
+        raise DataError(
+            f"`data.source` must be a readable folder, but {source!r} failed: {first_line(error)}. Check the address "
+            "and the credentials."
+        ) from None
+    check_links(fs, root, found)
+    paths = sorted(p for p in found if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise DataError(
             f"`data.source` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), but {source!r} "
@@ -50,5 +56,5 @@ def _read(fs: Any, path: str) -> bytes:
     try:
         content: bytes = fs.cat_file(path)
     except Exception as error:  # every filesystem has errors of its own
-        raise DataError(f"`data.source` must hold readable files, but {path} failed: {error}.") from None
+        raise DataError(f"`data.source` must hold readable files, but {path} failed: {first_line(error)}.") from None
     return content

@@ -10,7 +10,10 @@ from torch import Tensor
 from ddil_ray.errors import DataError
 from ddil_ray.prompts import EmbeddingSource
 
-__all__ = ["ImageData", "check_against_teacher", "check_fills_batch"]
+__all__ = ["MOST_CLASSES", "ImageData", "check_against_teacher", "check_fills_batch"]
+
+MOST_CLASSES = 1_000_000
+"""Networks have a row of weights for every class."""
 
 
 @dataclass(frozen=True)

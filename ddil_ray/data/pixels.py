@@ -9,10 +9,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
 
 __all__ = ["decode_image", "open_picture", "picture_tensor", "stack_images"]
 
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Not all that Pillow knows: for some, such as EPS, it starts another program."""
 _GREY_MODES, _DEEP_GREY_MODES = {"1", "L"}, {"I", "I;16", "I;16B", "I;16L"}
 
 
@@ -23,15 +25,15 @@ def open_picture(content: bytes, *, name: str) -> Image.Image:
         DataError: not an image.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             if opened.mode in _DEEP_GREY_MODES:  # `convert` would clip 16 bits to 8
                 deep = np.asarray(opened).astype(np.float64).clip(0, 65535)
                 return Image.fromarray((deep / 257).round().astype(np.uint8))
             return ImageOps.exif_transpose(opened).convert("L" if opened.mode in _GREY_MODES else "RGB")
     except UnidentifiedImageError:
         raise _unreadable(name, "of no known format") from None
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise _unreadable(name, str(error)) from None
+    except Exception as error:  # whatever a decoder meets in a broken file
+        raise _unreadable(name, first_line(error)) from None
 
 
 def _unreadable(name: str, problem: str) -> DataError:

@@ -18,23 +18,26 @@ reader of Parquet can use them.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ddil_ray.data.images import ImageData
-from ddil_ray.errors import DataError
+from ddil_ray.data.footers import IDS, TENSORS, TEXTS, Footer, check_column, read_footers, unreadable
+from ddil_ray.data.images import MOST_CLASSES, ImageData
+from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links, is_below
 from ddil_ray.prompts import Embeddings
 from ddil_ray.storage import open_url
 
@@ -52,8 +55,18 @@ __all__ = [
 
 INDEX = "dataset.json"
 NEGATIVE_FILE = "negative.parquet"
+_Rows = Annotated[int, Field(ge=0, le=2**40)]
 _READERS = 8
 """Threads that read embeddings, a file each: they wait for storage, and decode outside Python's lock."""
+
+
+def _below(name: str) -> str:
+    if not is_below(name):
+        raise ValueError(f"must lead below the folder, but is {name!r}")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_below)]
 
 
 class Index(BaseModel):
@@ -66,18 +79,20 @@ class Index(BaseModel):
     """The model whose autoencoder and text encoders were used."""
     family: str
     conditions: Literal["prompts", "classes"]
-    latent_channels: int
-    buckets: dict[str, int] = {}
+    latent_channels: Annotated[int, Field(ge=1, le=2**16)]
+    buckets: dict[_Name, _Rows] = {}
     """Rows by bucket."""
     latent_shapes: dict[str, tuple[int, int, int]] = {}
     """(C, H, W) of each bucket's latents."""
-    prompts: int = 0
+    digests: dict[str, str] = {}
+    """SHA-256 of files of latents, by their names."""
+    prompts: _Rows = 0
     """Number of distinct prompts."""
-    prompt_files: list[tuple[str, int]] = []
+    prompt_files: list[tuple[_Name, _Rows]] = []
     """File and number of its prompts, in the order of ids."""
     embeddings: list[str] = []
     """Names of the embedding columns."""
-    skipped: int = 0
+    skipped: _Rows = 0
     """Rows of the source that were left out; skipped.jsonl lists them."""
 
 
@@ -97,11 +112,15 @@ def read_index(url: str) -> Index:
     try:
         fs, root = open_url(url)
         return Index.model_validate(json.loads(fs.cat_file(f"{root.rstrip('/')}/{INDEX}")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
     except Exception as error:  # every filesystem has errors of its own
-        raise DataError(
-            f"`data.source` must be a folder written by `ddil-ray prepare`, but {url!r} has no readable {INDEX} "
-            f"({error}). Prepare it again: what is done already is kept."
-        ) from None
+        found = first_line(error)
+    raise DataError(
+        f"`data.source` must be a folder written by `ddil-ray prepare`, but {url!r} has no readable {INDEX} ({found}). "
+        "Prepare it again: what is done already is kept."
+    )
 
 
 def tensor_column(tensor: Tensor) -> pa.ExtensionArray:
@@ -109,14 +128,26 @@ def tensor_column(tensor: Tensor) -> pa.ExtensionArray:
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(tensor.numpy()))
 
 
-def _tensors(table: pa.Table, name: str) -> Tensor:
-    column = table[name].combine_chunks()
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return torch.from_numpy(np.concatenate([chunk.to_numpy_ndarray() for chunk in chunks]))
+def _tensors(table: pa.Table, name: str, file: str) -> Tensor:
+    """(N, ...) of a column of tensors."""
+    try:
+        return torch.from_numpy(np.concatenate([chunk.to_numpy_ndarray() for chunk in table[name].chunks]))
+    except Exception as error:  # what Arrow meets in values that a broken file has
+        raise unreadable(file, error) from None
 
 
-def _read(fs: Any, path: str, columns: list[str]) -> pa.Table:
-    return pq.read_table(path, filesystem=fs, columns=columns, page_checksum_verification=True)
+def _read(fs: Any, path: str, columns: list[str], *, digest: str | None = None) -> pa.Table:
+    """Columns of a file, which has the `digest` if it is known: checksums of pages do not cover their headers."""
+    try:
+        if digest is None:
+            with fs.open(path, "rb") as file:
+                return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        content = fs.cat_file(path)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"its bytes are not those that were written, whose digest is in {INDEX}")
+        return pq.read_table(pa.BufferReader(content), columns=columns, page_checksum_verification=True)
+    except Exception as error:  # Arrow's, the filesystem's own, or ours
+        raise unreadable(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -144,10 +175,17 @@ class PreparedPrompts:
         return {name: torch.stack([found[place][name] for place in range(len(ids))]) for name in self.names}
 
     def negative(self) -> Embeddings:
-        """Embeddings (1, ...) that stand for no negative prompt."""
+        """Embeddings (1, ...) that stand for no negative prompt.
+
+        Raises:
+            DataError: unreadable, or of another shape than prompts are.
+        """
         fs, root = open_url(self.url)
+        (footer,) = read_footers(fs, {f"{root}/{NEGATIVE_FILE}": f"{self.url}/{NEGATIVE_FILE}"})
+        for name in self.names:
+            check_column([footer], name, "data.source", TENSORS)
         table = _read(fs, f"{root}/{NEGATIVE_FILE}", list(self.names))
-        return {name: _tensors(table, name) for name in self.names}
+        return {name: _finite(_tensors(table, name, footer.name), name, footer.name) for name in self.names}
 
     def texts(self) -> list[str]:
         """All prompts, in the order of ids."""
@@ -158,19 +196,35 @@ class PreparedPrompts:
     def _read(self, name: str, rows: list[tuple[int, int]]) -> dict[int, Embeddings]:
         """Embeddings by place, of (place, row of the file)."""
         fs, root = open_url(self.url)
+        try:
+            with fs.open(f"{root}/{name}", "rb") as opened:
+                return self._rows_of(pq.ParquetFile(opened, page_checksum_verification=True), name, rows)
+        except DataError:
+            raise
+        except Exception as error:  # Arrow's, or the filesystem's own
+            raise unreadable(f"{self.url}/{name}", error) from None
+
+    def _rows_of(self, file: pq.ParquetFile, name: str, rows: list[tuple[int, int]]) -> dict[int, Embeddings]:
         found = {}
-        with fs.open(f"{root}/{name}", "rb") as opened:
-            file = pq.ParquetFile(opened, page_checksum_verification=True)
-            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            starts = [0, *itertools.accumulate(sizes)]
-            groups = {row: bisect.bisect_right(starts, row) - 1 for _, row in rows}
-            for group in sorted(set(groups.values())):
-                table = file.read_row_group(group, columns=list(self.names))
-                parts = {column: _tensors(table, column) for column in self.names}
-                for place, row in rows:
-                    if groups[row] == group:
-                        found[place] = {column: part[row - starts[group]] for column, part in parts.items()}
+        sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        starts = [0, *itertools.accumulate(sizes)]
+        groups = {row: bisect.bisect_right(starts, row) - 1 for _, row in rows}
+        for group in sorted(set(groups.values())):
+            table = file.read_row_group(group, columns=list(self.names))
+            parts = {column: _finite(_tensors(table, column, name), column, name) for column in self.names}
+            for place, row in rows:
+                if groups[row] == group:
+                    found[place] = {column: part[row - starts[group]] for column, part in parts.items()}
         return found
+
+
+def _finite(tensor: Tensor, column: str, name: str) -> Tensor:
+    if not bool(tensor.isfinite().all()):
+        raise DataError(
+            f"`data.source` must hold finite values, but column {column!r} of {name} has NaN or infinity. Prepare it "
+            "again in a new `output`, with `dtype=fp32` if values overflowed."
+        )
+    return tensor
 
 
 def load_prepared(source: str, *, bucket: str | None) -> ImageData:
@@ -182,39 +236,99 @@ def load_prepared(source: str, *, bucket: str | None) -> ImageData:
     index = read_index(source)
     if "://" not in source:
         source = str(Path(source).resolve())  # read by other processes too, in working directories of their own
-    prompts = None
-    if index.conditions == "prompts":
-        prompts = PreparedPrompts(source, tuple(index.prompt_files), tuple(index.embeddings))
+    prompts = _prompts(source, index) if index.conditions == "prompts" else None
     if not index.buckets:
-        assert prompts is not None
+        if prompts is None:
+            raise DataError(
+                f"`data.source` must hold latents or prompts, but {INDEX} of {source} tells of neither. Prepare it "
+                "again."
+            )
         empty = torch.zeros(0, index.latent_channels, 1, 1)
         return ImageData(empty, torch.arange(len(prompts)), source, prompts=prompts, prepared_for=index.family)
     chosen = bucket or max(index.buckets, key=lambda name: index.buckets[name])
     if chosen not in index.buckets:
         have = ", ".join(f"{name} ({rows} images)" for name, rows in index.buckets.items())
-        raise DataError(f"`data.bucket` must be one of {have}, but is {chosen!r} instead.")
-    latents, cond = _read_latents(source, chosen)
-    if len(latents) != index.buckets[chosen]:
-        raise DataError(
-            f"`data.source` must hold the {index.buckets[chosen]} rows of bucket {chosen} that its {INDEX} tells of, "
-            f"but {source} holds {len(latents)}: files were lost or added. Prepare it again in a new `output`."
-        )
+        raise DataError(f"`data.bucket` must be one of {have}, but is {chosen!r} instead. Choose one of them.")
+    latents, cond = _read_latents(source, chosen, index)
     return ImageData(latents, cond, f"{source} ({chosen})", prompts=prompts, prepared_for=index.family)
 
 
-def _read_latents(source: str, bucket: str) -> tuple[Tensor, Tensor]:
+def _prompts(source: str, index: Index) -> PreparedPrompts:
+    """The prompts of `index`, after the footers of all their files have been checked."""
     fs, root = open_url(source)
-    folder = f"{root.rstrip('/')}/latents/{bucket}"
+    names = [name for name, _ in index.prompt_files]
+    check_links(fs, root, [f"{root}/{name}" for name in names])
+    footers = read_footers(fs, {f"{root}/{name}": f"{source}/{name}" for name in names})
+    rows = [footer.rows for footer in footers]
+    if rows != [rows for _, rows in index.prompt_files] or sum(rows) != index.prompts or not rows:
+        raise _other_rows(f"{index.prompts} prompts in {len(names)} files", source, f"{sum(rows)}")
+    if not index.embeddings:
+        raise DataError(
+            f"`data.source` must hold embeddings of its prompts, but {INDEX} of {source} names none. Prepare it again."
+        )
+    check_column(footers, "text", "data.source", TEXTS)
+    for name in index.embeddings:
+        check_column(footers, name, "data.source", TENSORS)
+    return PreparedPrompts(source, tuple(index.prompt_files), tuple(index.embeddings))
+
+
+def _other_rows(told: str, source: str, found: str) -> DataError:
+    return DataError(
+        f"`data.source` must hold the {told} that its {INDEX} tells of, but {source} holds {found}: files were lost, "
+        "added or written over. Prepare it again in a new `output`."
+    )
+
+
+def _read_latents(source: str, bucket: str, index: Index) -> tuple[Tensor, Tensor]:
+    """Latents and conditions of `bucket`: the footers of all its files are checked, then all values."""
+    fs, root = open_url(source)
+    footers = _latent_footers(fs, root.rstrip("/"), bucket)
+    rows = sum(footer.rows for footer in footers)
+    if rows != index.buckets[bucket] or not rows:
+        raise _other_rows(f"{index.buckets[bucket]} rows of bucket {bucket}", source, str(rows))
+    check_column(footers, "cond", "data.source", IDS)
+    check_column(footers, "latent", "data.source", TENSORS)
+    shape, told = tuple(footers[0].schema.field("latent").type.shape), index.latent_shapes.get(bucket)
+    if shape != told:
+        raise DataError(
+            f"`data.source` must hold latents of the shape that its {INDEX} tells of, {told}, but those of {bucket} in "
+            f"{source} are {shape}. Prepare it again in a new `output`."
+        )
+    conditions, most = [], index.prompts if index.conditions == "prompts" else MOST_CLASSES
+    latents = torch.empty(rows, *shape)
+    start = 0
+    for footer in footers:
+        name = footer.name.removeprefix(f"{root.rstrip('/')}/")
+        table = _read(fs, footer.name, ["cond", "latent"], digest=index.digests.get(name))
+        latents[start : start + len(table)] = _finite(_tensors(table, "latent", footer.name), "latent", footer.name)
+        conditions.append(_conditions(table, most, footer.name))
+        start += len(table)
+    return latents, torch.cat(conditions)
+
+
+def _latent_footers(fs: Any, root: str, bucket: str) -> list[Footer]:
+    """Of the files of `bucket` that have rows."""
+    folder = f"{root}/latents/{bucket}"
     try:
         files = sorted(path for path in fs.find(folder) if path.endswith(".parquet"))
-        tables = [_read(fs, path, ["cond", "latent"]) for path in files]
-        latents = torch.cat([_tensors(table, "latent") for table in tables if table.num_rows])
-        cond = np.concatenate([table["cond"].to_numpy() for table in tables])
-    except Exception as error:  # Arrow's, or the filesystem's own
+    except Exception as error:  # every filesystem has errors of its own
         raise DataError(
-            f"`data.source` must hold whole Parquet files, but {folder} cannot be read ({error}). Prepare it again."
+            f"`data.source` must be readable, but {folder} failed: {first_line(error)}. Check the address and the "
+            "credentials."
         ) from None
-    return latents.float(), torch.from_numpy(cond.astype(np.int64))
+    check_links(fs, root, files)
+    return [footer for footer in read_footers(fs, {path: path for path in files}) if footer.rows]
+
+
+def _conditions(table: pa.Table, most: int, name: str) -> Tensor:
+    values = table["cond"].to_pylist()
+    wrong = next((value for value in values if value is None or not 0 <= value < most), None)
+    if wrong is not None or None in values:
+        raise DataError(
+            f"`data.source` must hold conditions from 0 to {most - 1}, but {name} has {wrong!r} in its column 'cond'. "
+            "Prepare it again in a new `output`."
+        )
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def prompts_table(texts: Sequence[str], embeddings: Mapping[str, Tensor]) -> pa.Table:

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, DdilError, first_line
 from ddil_ray.factory import is_factory
-from ddil_ray.models.family import Family
+from ddil_ray.models.family import Family, check_reads_latents, unreadable
 from ddil_ray.models.fetch import fetch_hub, fetch_url
 from ddil_ray.models.lora import Lora, adapted
 from ddil_ray.models.model import DiffusionModel
@@ -42,6 +44,9 @@ FAMILIES: dict[tuple[str, ...], str] = {
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""
 
+_LIBRARIES = ("diffusers", "transformers")
+"""Where the parts of a pipeline come from."""
+
 
 def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     """The model that `teacher.model` names, in eval mode on the CPU.
@@ -56,7 +61,13 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     if is_factory(spec) and not spec.startswith("builtin:"):
         return load_module(spec, weights=weights)
     family, folder = find_pipeline(spec)
-    return family.load(folder)
+    check_reads_latents(family, folder)
+    try:
+        return family.load(folder)
+    except DdilError:
+        raise
+    except Exception as error:  # what diffusers meets in settings or weights that it did not write
+        raise unreadable(folder, error) from error
 
 
 def find_pipeline(spec: str) -> tuple[Family, Path]:
@@ -79,7 +90,11 @@ def local_folder(spec: str) -> Path:
         return _find_builtin(spec.removeprefix("builtin:"))
     if "://" in spec:
         return fetch_url(spec)
-    return Path(spec) if Path(spec).exists() else fetch_hub(spec)
+    try:
+        here = Path(spec).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        here = False
+    return Path(spec) if here else fetch_hub(spec)
 
 
 def student_of(
@@ -130,9 +145,12 @@ def _family_of(folder: Path) -> Family:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`teacher.model` must be a diffusers pipeline folder, but {folder} has no readable model_index.json "
-            f"({error}). Point it at a folder written by `pipeline.save_pretrained`."
+            f"({first_line(error)}). Point it at a folder written by `pipeline.save_pretrained`."
         ) from error
-    classes = [entry[1] for entry in components.values() if isinstance(entry, list)]
+    parts = components.values() if isinstance(components, dict) else ()
+    entries = [entry for entry in parts if isinstance(entry, list) and len(entry) == 2]
+    _check_libraries(folder, [entry[0] for entry in entries if isinstance(entry[0], str)])
+    classes = [str(entry[1]) for entry in entries]
     for needed, module in FAMILIES.items():
         if set(needed) <= set(classes):
             family: Family = importlib.import_module(module).FAMILY
@@ -140,5 +158,16 @@ def _family_of(folder: Path) -> Family:
     known = ", ".join(" with ".join(needed) for needed in FAMILIES)
     raise ConfigError(
         f"`teacher.model` must hold one of {known}, but {folder} holds "
-        f"{', '.join(map(str, classes)) or 'no component'} instead."
+        f"{', '.join(classes) or 'no component'} instead. Use another."
     )
+
+
+def _check_libraries(folder: Path, libraries: Sequence[str]) -> None:
+    """Refuse a pipeline whose parts come from elsewhere: loading one would import, and so run, what it names."""
+    for library in libraries:
+        own = library in _LIBRARIES or (library.isidentifier() and find_spec(f"diffusers.pipelines.{library}"))
+        if not own:
+            raise ConfigError(
+                f"`teacher.model` must be made of parts of {' and '.join(_LIBRARIES)}, but {folder} names code of "
+                f"{library!r} instead. Use another teacher, or a factory that loads it."
+            )

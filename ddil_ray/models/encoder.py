@@ -28,7 +28,11 @@ class PipelineEncoder(TextEncoder):
         parts = absent_components(folder) | dict.fromkeys(self.without)
         try:
             pipeline = self.kind.from_pretrained(
-                folder, torch_dtype=torch.float32, variant=variant_of(folder / "text_encoder"), **parts
+                folder,
+                torch_dtype=torch.float32,
+                variant=variant_of(folder / "text_encoder"),
+                use_safetensors=True,
+                **parts,
             )
         except (OSError, ValueError) as error:
             raise unreadable(folder, error) from error

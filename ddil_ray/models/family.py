@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ddil_ray.diffusion.denoiser import guidance_scale_from_w
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import NoiseSchedule
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models.latents import LatentCodec, load_codec, variant_of
 from ddil_ray.prompts import Embeddings
 
@@ -30,6 +30,7 @@ __all__ = [
     "Family",
     "TextEncoder",
     "absent_components",
+    "check_reads_latents",
     "checked_prediction",
     "load_component",
     "read_config",
@@ -58,6 +59,8 @@ class Family(ABC):
     """The pipeline's name of its denoiser: `unet` or `transformer`."""
     latent: ClassVar[bool] = True
     """Whether samples are latents of an autoencoder."""
+    channels_per_sample: ClassVar[int] = 1
+    """Channels that the denoiser reads for each of a sample's."""
 
     @property
     def prompted(self) -> bool:
@@ -112,7 +115,7 @@ class Family(ABC):
         assert model.folder is not None
         parts = {self.component: self.plain(model.network, w), "scheduler": scheduler}
         absent, variant = absent_components(model.folder), variant_of(model.folder / self.component)
-        return DiffusionPipeline.from_pretrained(model.folder, variant=variant, **absent | parts)
+        return DiffusionPipeline.from_pretrained(model.folder, variant=variant, use_safetensors=True, **absent | parts)
 
     def example(self, model: DiffusionModel, *, times: Tensor) -> str:
         """Arguments of a call of the pipeline that samples a student, but for guidance, for the model card.
@@ -142,10 +145,34 @@ def read_config(folder: Path, component: str) -> dict[str, Any]:
     """
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     try:
-        config: dict[str, Any] = json.loads((folder / component / name).read_text())
+        config = json.loads((folder / component / name).read_text())
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error
+    if not isinstance(config, dict):
+        raise unreadable(folder, TypeError(f"{component}/{name} holds no settings"))
     return config
+
+
+def check_reads_latents(family: Family, folder: Path) -> None:
+    """Check by their configs that the denoiser of a pipeline reads what its autoencoder makes.
+
+    Raises:
+        ConfigError: latents of another number of channels.
+    """
+    if not family.latent or not (folder / "vae" / "config.json").exists():
+        return
+    denoiser, vae = read_config(folder, family.component), read_config(folder, "vae")
+    read, made = denoiser.get("in_channels"), vae.get("latent_channels")
+    more = denoiser.get("out_channels") not in (None, read)  # reads or makes something else besides, see `Family.load`
+    if not isinstance(read, int) or not isinstance(made, int) or more:
+        return
+    if read == made * family.channels_per_sample:
+        return
+    raise ConfigError(
+        f"`teacher.model` must be a pipeline whose {family.component} reads what its autoencoder makes, latents of "
+        f"{made} channels, but that of {folder} reads {read // family.channels_per_sample} instead. Save it with the "
+        "autoencoder that it was trained with."
+    )
 
 
 def absent_components(folder: Path) -> dict[str, None]:
@@ -163,7 +190,11 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
     place = folder / component
     try:
         network = kind.from_pretrained(
-            place, low_cpu_mem_usage=False, variant=variant_of(place), torch_dtype=torch.float32
+            place,
+            low_cpu_mem_usage=False,
+            variant=variant_of(place),
+            torch_dtype=torch.float32,
+            use_safetensors=True,  # never a pickle
         )
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error
@@ -173,8 +204,8 @@ def load_component(kind: Any, folder: Path, component: str) -> Any:
 def unreadable(folder: Path, error: Exception) -> ConfigError:
     """What to raise where a component of the pipeline in `folder` cannot be read."""
     return ConfigError(
-        f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: {error}. "
-        "Save the pipeline again with `save_pretrained`."
+        f"`teacher.model` must be a readable diffusers pipeline folder, but {folder} failed to load: "
+        f"{first_line(error)}. Save the pipeline again with `save_pretrained`."
     )
 
 

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.places import check_url
 
 __all__ = ["fetch_hub", "fetch_url"]
 
@@ -21,6 +22,7 @@ def fetch_url(url: str) -> Path:
     Raises:
         ConfigError: not readable.
     """
+    check_url(url, "teacher.model")
     from filelock import FileLock
 
     from ddil_ray.storage import open_url

@@ -80,6 +80,7 @@ class Flux(FlowFamily):
     """FLUX.1 dev and schnell."""
 
     name = "flux"
+    channels_per_sample = _PATCH**2
     trailing = True
     kind = FluxTransformer2DModel
     network = FluxNetwork

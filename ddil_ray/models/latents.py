@@ -16,7 +16,7 @@ from ddil_ray.errors import ConfigError
 
 __all__ = ["LatentCodec", "load_codec", "vae_scale", "variant_of"]
 
-_WEIGHTS = re.compile(r"model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(safetensors|bin)$")
+_WEIGHTS = re.compile(r"model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors$")
 
 
 _PIXELS = 4 * 1024**2
@@ -88,7 +88,11 @@ def load_codec(folder: Path) -> LatentCodec:
     try:
         config = json.loads((folder / "vae" / "config.json").read_text())
         vae = getattr(diffusers, config["_class_name"]).from_pretrained(
-            folder / "vae", low_cpu_mem_usage=False, variant=variant_of(folder / "vae"), torch_dtype=torch.float32
+            folder / "vae",
+            low_cpu_mem_usage=False,
+            variant=variant_of(folder / "vae"),
+            torch_dtype=torch.float32,
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(

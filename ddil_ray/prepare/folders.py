@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ddil_ray.data.folder import IMAGE_SUFFIXES
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import is_below
 from ddil_ray.prepare.rows import Entry, Reader, Row, Shard
 
 __all__ = ["METADATA", "ClassFolders", "MetadataFolder", "TextFiles"]
@@ -43,8 +44,12 @@ class MetadataFolder(_ImageFiles):
                     f"`data.source` must have a `{_FILE_NAME}` in each line of {METADATA}, but line {number} of "
                     f"{self.title(shard)} has {', '.join(fields) or 'nothing'} instead. Name the image's file there."
                 )
-            name = str(PurePosixPath(shard.path).parent / fields[_FILE_NAME])
-            yield Entry(name, fields, number, 0)
+            if not is_below(fields[_FILE_NAME]):
+                raise DataError(
+                    f"`{_FILE_NAME}` must name a file below the folder of its {METADATA}, but line {number} of "
+                    f"{self.title(shard)} has {fields[_FILE_NAME]!r} instead. Move the image there."
+                )
+            yield Entry(str(PurePosixPath(shard.path).parent / fields[_FILE_NAME]), fields, number, 0)
 
 
 class ClassFolders(_ImageFiles):
@@ -102,7 +107,8 @@ def _lines(reader: Reader, shard: Shard) -> Iterator[tuple[int, str]]:
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"`data.source` must hold readable text, but {reader.title(shard)} cannot be read as UTF-8 ({error})."
+            f"`data.source` must hold readable text, but {reader.title(shard)} cannot be read as UTF-8 "
+            f"({first_line(error)}). Save it as UTF-8."
         ) from None
 
 
@@ -110,7 +116,7 @@ def _json_lines(reader: Reader, shard: Shard) -> Iterator[tuple[int, dict[str, A
     for number, line in _lines(reader, shard):
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fields = error
         if not isinstance(fields, dict):
             raise DataError(

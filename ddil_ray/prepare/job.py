@@ -12,7 +12,7 @@ from ddil_ray.config import flatten
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.errors import ConfigError
 from ddil_ray.models import Family, find_pipeline
-from ddil_ray.models.family import read_config
+from ddil_ray.models.family import read_config, unreadable
 from ddil_ray.models.latents import vae_scale
 from ddil_ray.prepare.buckets import Bucket, aspect_buckets
 from ddil_ray.prepare.rows import Reader, Shard
@@ -84,7 +84,7 @@ def new_job(config: PrepareConfig) -> Job:
             f"`output` must lie outside `data.source`, whose files are all read, but is {config.output!r} inside "
             f"{config.data.source!r}. Choose another `output`."
         )
-    vae, scale = read_config(folder, "vae"), vae_scale(folder)
+    channels, grey, scale = _autoencoder(folder)
     reader, shards = open_source(config.data, classes=not family.prompted)
     return Job(
         config=config,
@@ -94,9 +94,18 @@ def new_job(config: PrepareConfig) -> Job:
         shards=tuple(shards),
         buckets=_buckets(config, family, folder, scale),
         scale=scale,
-        channels=int(vae["latent_channels"]),
-        grey=vae.get("in_channels", 3) == 1,
+        channels=channels,
+        grey=grey,
     )
+
+
+def _autoencoder(folder: Path) -> tuple[int, bool, int]:
+    """Channels of its latents, whether it reads one channel, and pixels per latent along one side."""
+    config = read_config(folder, "vae")
+    try:
+        return int(config["latent_channels"]), config.get("in_channels", 3) == 1, vae_scale(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise unreadable(folder, error) from error
 
 
 def _absolute(config: PrepareConfig) -> PrepareConfig:

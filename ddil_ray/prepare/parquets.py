@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ddil_ray.data.footers import IDS, IMAGES, TEXTS, check_column, read_footers, unreadable
 from ddil_ray.errors import DataError
 from ddil_ray.prepare.rows import Entry, Reader, Row, Shard
 
@@ -30,6 +30,18 @@ class ParquetFiles(Reader):
         """See `Reader.shards`."""
         return self.ending(files, ".parquet")
 
+    def check(self, shards: Sequence[Shard]) -> None:
+        """See `Reader.check`; the footers of all files are read."""
+        footers = read_footers(self.fs, {self.path(shard.path): self.title(shard) for shard in shards})
+        if not sum(footer.rows for footer in footers):
+            raise DataError(
+                f"`data.source` must hold a row, but the {len(shards)} Parquet files of {self.source} have none. Check "
+                "the path."
+            )
+        check_column(footers, self.key, self.condition.setting, IDS | TEXTS if self.condition.classes else TEXTS)
+        if self.images:
+            check_column(footers, self.image_column, "data.image_column", IMAGES)
+
     def fields(self, shard: Shard) -> list[str]:
         """See `Reader.fields`."""
         with self._opened(shard) as file:
@@ -38,7 +50,6 @@ class ParquetFiles(Reader):
     def entries(self, shard: Shard) -> Iterator[Entry]:
         """See `Reader.entries`."""
         with self._opened(shard) as file:
-            self._known(file.schema_arrow.names, self.key, self.condition.setting, shard)
             number = 0
             for group in range(file.num_row_groups):
                 for within, value in enumerate(_values(file, group, self.key)):
@@ -48,7 +59,6 @@ class ParquetFiles(Reader):
     def contents(self, shard: Shard, rows: Iterable[Row]) -> Iterator[Callable[[], Any]]:
         """See `Reader.contents`. A row group is read from its start to the last row that is wanted."""
         with self._opened(shard) as file:
-            self._known(file.schema_arrow.names, self.image_column, "data.image_column", shard)
             for group, members in itertools.groupby(rows, key=lambda row: row.place):
                 wanted = {row.within for row in members}
                 values = itertools.islice(_values(file, group, self.image_column), max(wanted) + 1)
@@ -61,33 +71,15 @@ class ParquetFiles(Reader):
         tests = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
         return any(isinstance(kind, pa.BaseExtensionType) or any(test(kind) for test in tests) for kind in kinds)
 
-    def check_image_column(self, shard: Shard) -> None:
-        """Check that there are images.
-
-        Raises:
-            DataError: no such column; names the nearest.
-        """
-        self._known(self.fields(shard), self.image_column, "data.image_column", shard)
-
-    def _known(self, names: list[str], name: str, setting: str, shard: Shard) -> None:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise DataError(
-                f"`{setting}` must be a column of every file, but {self.title(shard)} has {', '.join(names)} and not "
-                f"{name!r}.{hint}"
-            )
-
     @contextmanager
     def _opened(self, shard: Shard) -> Iterator[pq.ParquetFile]:
         try:
             with self.fs.open(self.path(shard.path), "rb") as file:
-                yield pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"`data.source` must hold whole Parquet files, but {self.title(shard)} cannot be read ({error}). "
-                "Write it again."
-            ) from None
+                yield pq.ParquetFile(file, page_checksum_verification=True)
+        except DataError:
+            raise
+        except Exception as error:  # Arrow's, the filesystem's own, or of values that a broken file has
+            raise unreadable(self.title(shard), error) from None
 
 
 def _values(file: pq.ParquetFile, group: int, column: str) -> Iterator[Callable[[], Any]]:

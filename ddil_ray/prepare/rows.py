@@ -16,11 +16,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
+from ddil_ray.data.images import MOST_CLASSES
 from ddil_ray.errors import DataError
 from ddil_ray.storage import open_url
 
 __all__ = ["Condition", "Entry", "Missing", "Reader", "Row", "Shard", "rows_of", "table_of"]
 
+_MOST_DIGITS = 9
+"""Of a class id in a text: Python refuses to read very long numbers."""
 _HEAD = 100
 """Entries that the names of fields are taken from."""
 
@@ -113,12 +116,12 @@ class Condition:
 
     def of(self, value: Any) -> str | int | None:
         """The condition in a field's `value`; None where there is none."""
-        if self.classes:
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if isinstance(value, str) and value.strip().isdecimal():
-                return int(value)
-            return int(value) if whole and value >= 0 else None
-        return (value.strip() or None) if isinstance(value, str) else None
+        if not self.classes:
+            return (value.strip() or None) if isinstance(value, str) else None
+        if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= _MOST_DIGITS:
+            value = int(value)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return int(value) if whole and 0 <= value < MOST_CLASSES else None
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,13 @@ class Reader(ABC):
     @abstractmethod
     def shards(self, files: Sequence[Shard]) -> list[Shard]:
         """The shards of a source of `files`, in an order that is always the same."""
+
+    def check(self, shards: Sequence[Shard]) -> None:  # noqa: B027 - most formats can tell nothing
+        """Check all shards for what can be told without looking through them; `key` has been picked.
+
+        Raises:
+            DataError: a shard is cut short, lacks a column or has another type, or there is no row; names it.
+        """
 
     @abstractmethod
     def entries(self, shard: Shard) -> Iterator[Entry]:

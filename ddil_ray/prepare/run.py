@@ -29,6 +29,7 @@ from ddil_ray.errors import ConfigError, DataError, first_line
 from ddil_ray.prepare.job import Job
 from ddil_ray.prepare.rows import Shard
 from ddil_ray.prepare.stages import ItemRequest, PromptRequest, ShardRequest
+from ddil_ray.redact import redact
 from ddil_ray.tracking import View
 
 __all__ = ["Execute", "Summary", "begin", "fill", "summary"]
@@ -81,7 +82,8 @@ def begin(job: Job) -> bool:
             store.write_json(SETTINGS, job.content)
     except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(
-            f"`output` must be a folder or URL that can be written, but {store.url!r} failed: {first_line(error)}."
+            f"`output` must be a folder or URL that can be written, but {store.url!r} failed: {first_line(error)}. "
+            "Check the address, the disk and the credentials."
         ) from error
     if foreign:
         raise ConfigError(
@@ -136,11 +138,12 @@ class _Filling:
             self._encode_prompts(texts)
         speed, skipped = None, missing
         buckets: dict[str, int] = {}
+        digests: dict[str, str] = {}
         if self._job.reader.images:
             speed = self._encode_images(items, conditions)
-            buckets, failed = self._outcome(items)
+            buckets, digests, failed = self._outcome(items)
             skipped = missing + failed
-        self._finish(texts, buckets, skipped)
+        self._finish(texts, buckets, digests, skipped)
         return summary(self._job, speed)
 
     def _scan(self) -> list[dict[str, Any]]:
@@ -220,36 +223,41 @@ class _Filling:
             progress.add(rows, "images", f"{skipped} skipped" if skipped else "")
         return progress.speed if requests else None
 
-    def _outcome(self, items: list[Item]) -> tuple[dict[str, int], list[list[str]]]:
-        """Images by bucket, and the rows [name, reason] that could not be encoded.
+    def _outcome(self, items: list[Item]) -> tuple[dict[str, int], dict[str, str], list[list[str]]]:
+        """Images by bucket, digests of files, and the rows [name, reason] that could not be encoded.
 
         Raises:
             DataError: no image could be.
         """
         buckets: dict[str, int] = {}
+        digests: dict[str, str] = {}
         skipped: list[list[str]] = []
         for done in _together(self._store.read_json, [f"work/done/{item.name}.json" for item in items]):
             skipped += done["skipped"]
+            digests |= done.get("digests", {})
             for name, rows in done["buckets"].items():
                 buckets[name] = buckets.get(name, 0) + rows
         buckets = {name: rows for name, rows in sorted(buckets.items()) if rows}
         if not buckets:
             raise self._nothing(skipped)
-        return buckets, skipped
+        return buckets, digests, skipped
 
-    def _finish(self, texts: pa.Array, buckets: dict[str, int], skipped: list[list[str]]) -> None:
+    def _finish(
+        self, texts: pa.Array, buckets: dict[str, int], digests: dict[str, str], skipped: list[list[str]]
+    ) -> None:
         """Write skipped.jsonl, then dataset.json."""
         job, size = self._job, self._job.config.rows_per_file
         lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in skipped]
         self._store.write_text(SKIPPED, "".join(lines))
         files = [(f"prompts/{n:05}.parquet", min(size, len(texts) - n * size)) for n in range(-(-len(texts) // size))]
         index = Index(
-            teacher=job.config.teacher.model,
+            teacher=redact(job.config.teacher.model),
             family=job.family,
             conditions="prompts" if job.prompted else "classes",
             latent_channels=job.channels,
             buckets=buckets,
             latent_shapes={bucket.name: job.latent_shape(bucket) for bucket in job.buckets if bucket.name in buckets},
+            digests=digests,
             prompts=len(texts),
             prompt_files=files,
             embeddings=[name for name in self._store.columns(files[0][0]) if name != "text"] if files else [],

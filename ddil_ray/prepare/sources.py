@@ -8,6 +8,7 @@ from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data.emoji import PARQUET
 from ddil_ray.data.folder import IMAGE_SUFFIXES
 from ddil_ray.errors import DataError, first_line
+from ddil_ray.places import check_links
 from ddil_ray.prepare.folders import METADATA, ClassFolders, MetadataFolder, TextFiles
 from ddil_ray.prepare.parquets import ParquetFiles
 from ddil_ray.prepare.rows import Condition, Reader, Shard
@@ -46,10 +47,15 @@ def open_source(data: PrepareData, *, classes: bool) -> tuple[Reader, list[Shard
     reader = _READERS[_detect(files, source, data.format)](source, condition, data.image_column)
     shards = reader.shards(files)
     if not shards:
-        raise DataError(f"`data.source` must hold files of format {data.format}, but {source!r} holds none.")
+        raise DataError(
+            f"`data.source` must hold files of format {data.format}, but {source!r} holds none. Set "
+            "`data.format=auto`, or name another source."
+        )
     reader = replace(reader, images=_has_images(reader, shards[0], data))
     _check_conditions(reader, source)
-    return replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0]))), shards
+    reader = replace(reader, key=condition.pick(reader.fields(shards[0]), reader.title(shards[0])))
+    reader.check(shards)
+    return reader, shards
 
 
 def _list_files(source: str) -> list[Shard]:
@@ -62,22 +68,24 @@ def _list_files(source: str) -> list[Shard]:
             f"`data.source` must be readable, but {source!r} failed: {first_line(error)}. Check the address and its "
             "credentials."
         ) from None
+    check_links(fs, root, dict(found))
     if not found:
-        raise DataError(f"`data.source` must be a folder or file, but {source!r} does not exist or is empty.")
+        raise DataError(f"`data.source` must be a folder or file, but {source!r} does not exist or is empty. Check it.")
     return [Shard(path[len(root.rstrip("/")) + 1 :], int(info["size"] or 0)) for path, info in found]
 
 
 def _has_images(reader: Reader, first: Shard, data: PrepareData) -> bool:
     if isinstance(reader, ParquetFiles):
-        if data.format == "text" or not reader.could_hold_images(first):
-            return False
-        reader.check_image_column(first)
+        return data.format != "text" and reader.could_hold_images(first)
     return not isinstance(reader, TextFiles)
 
 
 def _check_conditions(reader: Reader, source: str) -> None:
     if reader.condition.classes and not reader.images:
-        raise DataError(f"`data.source` must hold images for a teacher of classes, but {source!r} holds prompts alone.")
+        raise DataError(
+            f"`data.source` must hold images for a teacher of classes, but {source!r} holds prompts alone. Add the "
+            "images."
+        )
     if isinstance(reader, ClassFolders) and not reader.condition.classes:
         raise DataError(
             f"`data.source` must hold captions for a teacher of prompts, but {source!r} holds images alone. Write a "

@@ -147,7 +147,8 @@ class ImageStage:
                     files[bucket] = opened.enter_context(new)
                 files[bucket].write(table)
         counts = {bucket.name: file.rows for bucket, file in files.items()}
-        store.write_json(f"work/done/{request.name}.json", {"buckets": counts, "skipped": skipped})
+        digests = {f"latents/{bucket.name}/{request.name}.parquet": file.digest for bucket, file in files.items()}
+        store.write_json(f"work/done/{request.name}.json", {"buckets": counts, "skipped": skipped, "digests": digests})
         return len(rows), len(skipped)
 
     def _by_bucket(

@@ -14,6 +14,7 @@ dataset.json                  written last
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -42,6 +43,8 @@ class NewParquet:
 
     def __init__(self, path: str) -> None:
         self._path, self.rows = path, 0
+        self.digest = ""
+        """SHA-256 of the whole file, once it is closed."""
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table, group: int | None = None) -> None:
@@ -55,6 +58,7 @@ class NewParquet:
         """Write the end of the file."""
         if self._writer is not None:
             self._writer.close()
+            self.digest = hashlib.sha256(Path(self._path).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

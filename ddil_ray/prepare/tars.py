@@ -1,6 +1,7 @@
 """WebDataset: tars whose consecutive files `key.jpg`, `key.txt`, `key.json`, `key.cls` are one row.
 
-Images are found again by their bytes in the tar, so tars must not be compressed.
+Images are found again by their bytes in the tar, so tars must not be compressed. Nothing is unpacked: names of members
+are names of rows, whatever they say, and links and sparse files, which may read as more than there is, are passed over.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from ddil_ray.data.folder import IMAGE_SUFFIXES
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
 from ddil_ray.prepare.rows import Entry, Reader, Row, Shard
 
 __all__ = ["Tars"]
+
+_READERS = 16
+"""Threads: they wait for storage."""
 
 
 class Tars(Reader):
@@ -28,18 +33,35 @@ class Tars(Reader):
         """See `Reader.shards`."""
         return self.ending(files, ".tar")
 
+    def check(self, shards: Sequence[Shard]) -> None:
+        """See `Reader.check`; the first header of every tar is read."""
+        with ThreadPoolExecutor(_READERS) as threads:
+            list(threads.map(self._check, shards))
+
+    def _check(self, shard: Shard) -> None:
+        if shard.size % tarfile.BLOCKSIZE:
+            raise self._torn(shard, f"its {shard.size} bytes are no multiple of {tarfile.BLOCKSIZE}")
+        try:
+            head = self.fs.cat_file(self.path(shard.path), 0, tarfile.BLOCKSIZE)
+            tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        except Exception as error:  # tarfile's, or the filesystem's own
+            raise self._torn(shard, first_line(error)) from None
+
+    def _torn(self, shard: Shard, found: str) -> DataError:
+        return DataError(
+            f"`data.source` must hold whole tars that are not compressed, but {self.title(shard)} cannot be read "
+            f"({found}). Write it again."
+        )
+
     def entries(self, shard: Shard) -> Iterator[Entry]:
         """See `Reader.entries`."""
         try:
             with self.fs.open(self.path(shard.path), "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-                files = (member for member in tar if member.isfile())
+                files = (member for member in tar if member.isfile() and not member.issparse())  # holes read as bytes
                 for key, members in itertools.groupby(files, key=lambda member: _split(member.name)[0]):
                     yield _entry(f"{self.title(shard)}/{key}", tar, list(members))
-        except (tarfile.TarError, EOFError) as error:
-            raise DataError(
-                f"`data.source` must hold whole tars that are not compressed, but {self.title(shard)} cannot be read "
-                f"({error}). Write it again."
-            ) from None
+        except Exception as error:  # whatever tarfile meets in a torn file
+            raise self._torn(shard, first_line(error)) from None
 
     def contents(self, shard: Shard, rows: Iterable[Row]) -> Iterator[Callable[[], Any]]:
         """See `Reader.contents`."""
@@ -73,6 +95,6 @@ def _entry(name: str, tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> E
 def _parsed(text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
-    except ValueError:  # one row's fault, which then has no condition
+    except (ValueError, RecursionError):  # one row's fault, which then has no condition
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -14,6 +14,7 @@ from ddil_ray.export import forget_origins
 from ddil_ray.models import local_folder
 from ddil_ray.models.family import absent_components
 from ddil_ray.models.latents import variant_of
+from ddil_ray.places import check_url
 
 __all__ = ["DTYPES", "check_target", "copy_folder", "pipeline_folder"]
 
@@ -26,6 +27,7 @@ def pipeline_folder(spec: str) -> Path:
     Raises:
         ConfigError: neither.
     """
+    check_url(spec, "MODEL")
     from ddil_ray.storage import open_url
 
     try:
@@ -82,7 +84,9 @@ def _save_cast(source: Path, out: Path, dtype: str, *, variant: bool) -> None:
     read = next((found for part in parts if (found := variant_of(part))), None)
     try:
         absent = absent_components(source)
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=DTYPES[dtype], variant=read, **absent)
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, torch_dtype=DTYPES[dtype], variant=read, use_safetensors=True, **absent
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"MODEL must be a pipeline that diffusers loads, but {source} failed: {first_line(error)}"

@@ -20,7 +20,9 @@ from ddil_ray.ablation.summary import Study
 from ddil_ray.config import AblationConfig, to_yaml
 from ddil_ray.config.ablation import RunResources
 from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.factory import allow_code, code_allowed
 from ddil_ray.folder import environment, write_json
+from ddil_ray.redact import redacted
 from ddil_ray.runtime.cluster import ray_session
 from ddil_ray.tracking import View
 
@@ -61,7 +63,8 @@ def ablate(spec: AblationConfig, out: Path, *, view: View, verbose: bool = False
     if not outcomes:
         raise RunFailedError(f"Every run failed; the first with {failures[0].error}")
     arms = list(spec.axes[spec.compare])
-    return write_report(out, Study(spec.name, arms, outcomes, failures, settings=spec.model_dump(mode="json")))
+    settings = redacted(spec.model_dump(mode="json"))
+    return write_report(out, Study(spec.name, arms, outcomes, failures, settings=settings))
 
 
 class _Progress:
@@ -80,9 +83,11 @@ class _Progress:
 class _Worker:
     """A process that runs one run at a time."""
 
-    def __init__(self, resources: RunResources) -> None:
+    def __init__(self, resources: RunResources, code_allowed: bool) -> None:
         from ddil_ray.ablation.measure import Workbench
 
+        if code_allowed:
+            allow_code()
         self._workbench = Workbench("cuda" if resources.num_gpus > 0 else "cpu")
 
     def ready(self) -> None:
@@ -131,7 +136,7 @@ def run_grid(
 
     count = min(len(runs), workers_that_fit(resources, ray.cluster_resources()))
     kind = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=-1)(_Worker)
-    workers = [kind.remote(resources) for _ in range(count)]
+    workers = [kind.remote(resources, code_allowed()) for _ in range(count)]
     queue = deque((run, 1) for run in runs)
     waiting: dict[Any, Any] = {worker.ready.remote(): worker for worker in workers}
     working: dict[Any, tuple[Any, GridRun, int]] = {}

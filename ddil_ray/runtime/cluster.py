@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.runtime.object_store import LEAST_STORE
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
@@ -48,7 +49,7 @@ WORKER_ENV = {
 }
 """For every process of a run."""
 LOCAL_ENV = {
-    "RAY_AUTH_MODE": "disabled",  # nothing but this process can reach a local Ray
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # which Ray asks for, as it would for one in the home folder
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is preempted as a whole
     "RAY_worker_maximum_startup_concurrency": "16",  # else it warns of its own processes
 }
@@ -110,9 +111,11 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
             logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(
-            f"RAY_ADDRESS must be a running cluster, or unset for a local Ray, but is {address!r} and failed: {error}"
+            f"RAY_ADDRESS must be a running cluster, or unset for a local Ray, but is {address!r} and failed: "
+            f"{first_line(error)} Where a cluster asks for a token, as those of cluster/start-head.sh do, "
+            "RAY_AUTH_MODE must be `token` and RAY_AUTH_TOKEN_PATH a copy of its file: check both."
         ) from error
     try:
         yield

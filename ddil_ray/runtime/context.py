@@ -34,13 +34,18 @@ class RunContext:
     max_staleness: int
     kept: str | None = None
     """Folder of kept blocks, where some are kept."""
+    code_allowed: bool = False
+    """Whether the driver may call factories of any module, and so may every actor of its run."""
 
     @cached_property
     def recipe(self) -> Recipe:
         """The run's recipe."""
         from ddil_ray.config import RunConfig
+        from ddil_ray.factory import allow_code
         from ddil_ray.training.recipe import Recipe
 
+        if self.code_allowed:
+            allow_code()
         return Recipe(RunConfig.model_validate(self.config))
 
 

@@ -13,7 +13,7 @@ __all__ = ["LEAST_STORE", "store_bytes"]
 
 LEAST_STORE = 512 * 2**20
 """Bytes that a local Ray has whatever it is for."""
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = Path("/dev/shm")  # nosec B108 - its size is asked, nothing is written
 _GIB = 2**30
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
+from ddil_ray.config.restored import check_complete, same_setting
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
+from ddil_ray.factory import code_allowed
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
@@ -75,16 +77,18 @@ def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
     """The config of the run in `run_dir`, to go on with.
 
     Raises:
-        ConfigError: no run there, or an override changes what its checkpoints and its plan are made from.
+        ConfigError: no run there, an override changes what its checkpoints and its plan are made from, or a secret is
+            not given again.
     """
     parent, slash, name = run_dir.rstrip("/").rpartition("/")
     config_file = f"{run_dir.rstrip('/')}/config.yaml"
     before = load_config(config_file, kind=RunConfig)
     place = [f"output={json.dumps(parent or slash or '.')}", f"name={json.dumps(name)}"]
     config = load_config(config_file, [*overrides, *place], kind=RunConfig)
+    check_complete(config)
     for path in _KEPT_ON_RESUME:
         old, new = (attrgetter(path)(c) for c in (before, config))
-        if old != new:
+        if not same_setting(path, before, config):
             raise ConfigError(
                 f"`{path}` of a resumed run must stay {old!r}, but is {new!r} instead: the checkpoint and the plan of "
                 "the run depend on it. Start a new run to change it."
@@ -269,6 +273,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
         prompts=ray.put(made.prompts),
         max_staleness=made.max_staleness,
         kept=kept_folder(recipe.config, folder.url),
+        code_allowed=code_allowed(),
     )
 
 

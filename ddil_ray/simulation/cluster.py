@@ -11,6 +11,8 @@ from ddil_ray.simulation.device import VARIABLE, World
 
 __all__ = ["connected_to", "simulated_cluster"]
 
+_OPEN = {"RAY_AUTH_MODE": "disabled"}
+"""Of a cluster that is there for measurements alone; a token would have to be set before Ray is imported."""
 _NO_PRESTART = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
 """Else Ray starts a process per logical CPU, to be ready for tasks."""
 
@@ -28,7 +30,7 @@ def simulated_cluster(*, nodes: int, cpus: int, gpus: int, object_store_bytes: i
         gpus: of each node.
         object_store_bytes: of each node.
     """
-    os.environ.update(WORKER_ENV | LOCAL_ENV | _NO_PRESTART)
+    os.environ.update(WORKER_ENV | LOCAL_ENV | _OPEN | _NO_PRESTART)
     from ray.cluster_utils import Cluster
 
     each = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": object_store_bytes}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ddil_ray.errors import StateError
 
 __all__ = ["Origin", "StateBatch"]
 
@@ -86,9 +88,72 @@ class StateBatch:
 
     @staticmethod
     def from_columns(columns: dict[str, np.ndarray]) -> StateBatch:
-        """The batch of `to_columns`, on the same memory: not to be written where `columns` are not, as Ray's are."""
+        """The batch of `to_columns`, on the same memory: not to be written where `columns` are not, as Ray's are.
+
+        Raises:
+            StateError: a column is missing, of another dtype or number of axes, or of another number of rows.
+        """
+        _check_columns(columns)
         _allow_read_only()
         return StateBatch(**{f.name: torch.from_numpy(columns[f.name]) for f in fields(StateBatch)})
+
+    def check(self, *, origin: Origin, phase: int, sample_shape: Sequence[int], labelled: bool = True) -> None:
+        """Check that these are states of `origin` in `phase` that can be learnt from, `labelled` where it says so.
+
+        Others would silently give wrong targets, or spoil the weights for good.
+
+        Raises:
+            StateError: of another source, phase or shape, not labelled, or with values that are not finite or in range.
+        """
+        there = not labelled or self.label.shape[1:].numel() > 0
+        shaped = self.x_t.shape[1:] == tuple(sample_shape)
+        rules: dict[str, tuple[str, bool | Tensor]] = {
+            "origin": (f"{int(origin)}", self.origin == origin),
+            "phase": (str(phase), self.phase == phase),
+            "x_t": (f"finite and of shape {tuple(sample_shape)}", shaped and self.x_t.isfinite()),
+            "label": ("there and finite", there and self.label.isfinite()),
+            "t": ("in [0, 1]", (self.t >= 0) & (self.t <= 1)),
+            "w": ("finite", self.w.isfinite()),
+        }
+        for name, (rule, holds) in rules.items():
+            if not bool(torch.as_tensor(holds).all()):
+                raise StateError(
+                    f"`{name}` of a block of {origin.label} states must be {rule}, but is "
+                    f"{_found(getattr(self, name))} instead. Where the student diverges, lower `trainer.lr`, or "
+                    "use precision fp32; else look at the data and at the networks that made it."
+                )
+
+
+_KINDS = {"t": "float64", "cond": "int64", "w": "float32", "origin": "int8", "version": "int64", "phase": "int64"}
+"""dtype of the columns that have one number per row; the others are float32, with axes of their own."""
+
+
+def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    names = [f.name for f in fields(StateBatch)]
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise StateError(
+            f"`states` must have the columns {', '.join(names)}, but {', '.join(missing)} are missing: there are "
+            f"{', '.join(columns) or 'none'}. Run one version of ddil-ray on all nodes."
+        )
+    rows = len(columns["t"])
+    for name in names:
+        column, kind = columns[name], _KINDS.get(name, "float32")
+        flat = name in _KINDS
+        if str(column.dtype) != kind or (column.ndim != 1 if flat else column.ndim < 2) or len(column) != rows:
+            raise StateError(
+                f"`{name}` of states must be {kind} of shape ({rows}{',' if flat else ', ...'}), but is {column.dtype} "
+                f"of shape {column.shape} instead. Its rows were of different shapes, or others made it."
+            )
+
+
+def _found(values: Tensor) -> str:
+    """Numbers that occur, or of rows with axes of their own the shape; and how many are not finite."""
+    bad = int((~values.isfinite()).sum())
+    some = values.unique()
+    numbers = ", ".join(f"{v:g}" for v in some[:3].tolist()) + (", ..." if len(some) > 3 else "")
+    said = numbers if values.ndim == 1 else f"of shape {tuple(values.shape[1:])}"
+    return said + (f" with {bad} times NaN or infinity" if bad else "")
 
 
 @functools.cache

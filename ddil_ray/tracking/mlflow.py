@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.redact import redact
 from ddil_ray.tracking.journal import TIME
 from ddil_ray.tracking.tracker import Record, RunInfo
 
@@ -134,5 +135,5 @@ class MlflowTracker:
     def look(self) -> str:
         """See `Tracker.look`."""
         if self.uri.startswith("http"):
-            return f"MLflow at {self.uri.rpartition('@')[2]}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+            return f"MLflow at {redact(self.uri)}"
+        return f"mlflow ui --backend-store-uri {redact(self.uri)}"

@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ddil_ray.redact import redact
+
 __all__ = ["View"]
 
 _LINE_EVERY_S = 10.0
@@ -49,8 +51,8 @@ class View:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the live view."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Print a line above the live view, without secrets."""
+        self.console.print(redact(text), markup=False, soft_wrap=True)
 
     def show(self, record: dict[str, float]) -> None:
         """Take in a record of metrics."""

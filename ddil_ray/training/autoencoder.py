@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ddil_ray.config.text_teacher import Autoencoder
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models.latents import LatentCodec
 from ddil_ray.training.fitting import OnRecord, fit
 
@@ -43,8 +43,11 @@ def new_autoencoder(config: Autoencoder, *, size: int) -> AutoencoderKL:
             sample_size=size,
             scaling_factor=1.0,
         )
-    except ValueError as error:
-        raise ConfigError(f"`autoencoder` must describe an AutoencoderKL, but diffusers refuses it: {error}") from error
+    except Exception as error:  # of diffusers and torch, which run out of memory too
+        raise ConfigError(
+            f"`autoencoder` must describe an AutoencoderKL, but diffusers refuses it: {first_line(error)}. Change its "
+            "channels, or `norm_num_groups`, which divides them."
+        ) from error
 
 
 def train_autoencoder(

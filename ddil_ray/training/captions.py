@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.data.pixels import picture_tensor
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, first_line
 from ddil_ray.prepare.buckets import Bucket, cut_to
 from ddil_ray.prepare.pictures import read_picture
 from ddil_ray.prepare.rows import Row
 from ddil_ray.prepare.sources import open_source
+from ddil_ray.redact import redact
 
 __all__ = ["CaptionedImages", "captioned_images"]
 
@@ -44,8 +47,23 @@ def captioned_images(data: PrepareData, *, size: int) -> CaptionedImages:
     for shard in shards:
         rows = [row for row in reader.scan(shard) if isinstance(row, Row)]
         for row, content in zip(rows, reader.contents(shard, rows), strict=True):
-            picture = read_picture(content(), name=row.name, column=data.image_column)
+            picture = read_picture(_read(content, row.name), name=row.name, column=data.image_column)
             cut = cut_to(picture, Bucket(size, size), center=True, name=row.name)
             images.append(picture_tensor(cut.picture))
             captions.append(str(row.condition))
-    return CaptionedImages(torch.stack(images), captions, data.source)
+    if not images:
+        raise DataError(
+            f"`data.source` must hold an image with a caption, but {data.source} holds none. Check the path and "
+            "`data.caption_column`."
+        )
+    return CaptionedImages(torch.stack(images), captions, redact(data.source))
+
+
+def _read(content: Callable[[], Any], name: str) -> Any:
+    try:
+        return content()
+    except Exception as error:  # every filesystem has errors of its own
+        raise DataError(
+            f"`data.source` must hold readable images, but {name} cannot be read ({first_line(error)}). Remove or "
+            "replace it."
+        ) from None

@@ -178,14 +178,14 @@ def to_parquet(batch: StateBatch) -> bytes:
             columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
     table = pa.table(columns).replace_schema_metadata({"shapes": json.dumps(shapes)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
 def from_parquet(content: bytes) -> StateBatch:
     """The batch of `to_parquet`."""
-    table = pq.read_table(pa.BufferReader(content))
+    table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
     shapes = json.loads(table.schema.metadata[b"shapes"])
     columns: dict[str, Any] = {}
     for name, shape in shapes.items():

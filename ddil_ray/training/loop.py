@@ -133,7 +133,12 @@ class TrainingLoop:
                 started = time.perf_counter()
                 block = self.feeds[origin]()
                 self._waited_s[origin] += time.perf_counter() - started
-                self._check(block, origin, phase)
+                block.check(
+                    origin=origin,
+                    phase=phase,
+                    sample_shape=self.learner.student.sample_shape,
+                    labelled=not self.learner.objective.asks_in_trainer,
+                )
                 self.buffers[origin].add(block)
                 self._taken[origin] += len(block)
             if count:
@@ -147,11 +152,6 @@ class TrainingLoop:
                 f"{int(oldest.max())} steps reached step {self.step}. This is a fault of the library: please report it."
             )
         return batch
-
-    def _check(self, block: StateBatch, origin: Origin, phase: int) -> None:
-        """A block of another source or phase would silently give wrong targets."""
-        assert bool((block.origin == origin).all())
-        assert bool((block.phase == phase).all())
 
     def _staleness(self, batch: StateBatch) -> torch.Tensor:
         """Updates between each row's student weights and now; rows that used none are left out."""

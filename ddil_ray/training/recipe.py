@@ -16,7 +16,7 @@ from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.threshold import THRESHOLDS, NoThreshold, PerChannelThreshold, Threshold
 from ddil_ray.errors import ConfigError
 from ddil_ray.models import DiffusionModel, Lora, load_model, student_of
-from ddil_ray.models.match import load_student
+from ddil_ray.models.match import check_pipelines, load_student
 from ddil_ray.objectives import OBJECTIVES, Objective, RealData
 from ddil_ray.prompts import Prompts
 from ddil_ray.states.batch import Origin
@@ -239,6 +239,8 @@ class Recipe:
         Raises:
             ConfigError, DataError: see the methods below.
         """
+        if teacher is None and self.config.student.model is not None:
+            check_pipelines(self.config.student.model, self.config.teacher.model)
         teacher = teacher or self.load_teacher()
         check_placement(teacher, self.config)
         data = self.load_data(teacher) if data is None else data
@@ -311,10 +313,12 @@ class Recipe:
         if negative_prompt is None and isinstance(data.prompts, PreparedPrompts):
             negative = data.prompts.negative()
         else:
-            assert teacher.family is not None
-            assert teacher.folder is not None
-            encoder = teacher.family.text_encoder(teacher.folder)
-            assert encoder is not None
+            encoder = teacher.family and teacher.folder and teacher.family.text_encoder(teacher.folder)
+            if not encoder:
+                raise ConfigError(
+                    "`teacher.model` must be a pipeline with text encoders for data of prompts without a negative one, "
+                    f"but is {self.config.teacher.model}. Use a pipeline, or data prepared by `ddil-ray prepare`."
+                )
             negative = encoder.negative(negative_prompt)
         check_embeddings(data.prompts, negative, data.name)
         return Prompts(data.prompts, negative, self.config.data.prompt_cache_mib * 2**20)

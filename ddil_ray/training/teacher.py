@@ -12,7 +12,7 @@ from ddil_ray.config.teacher import Schedule, TeacherTrainer
 from ddil_ray.data import ImageData, check_fills_batch, load_images
 from ddil_ray.diffusion.prediction import from_x0
 from ddil_ray.diffusion.schedule import add_noise
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.models.unet import new_unet, unet_model
 from ddil_ray.training.fitting import OnRecord, fit
@@ -49,8 +49,11 @@ def new_teacher(config: TeacherConfig, data: ImageData) -> DiffusionModel:
         unet = new_unet(
             sample_shape=(channels, height, width), num_classes=data.num_classes, **config.model.model_dump()
         )
-    except ValueError as error:
-        raise ConfigError(f"`model` must describe a UNet2DModel, but diffusers refuses it: {error}") from error
+    except Exception as error:  # of diffusers and torch, which run out of memory too
+        raise ConfigError(
+            f"`model` must describe a UNet2DModel, but diffusers refuses it: {first_line(error)}. Change its channels, "
+            "or `norm_num_groups`, which divides them."
+        ) from error
     return unet_model(unet, scheduler_config(config.schedule))
 
 

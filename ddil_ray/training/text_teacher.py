@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ddil_ray.config.text_teacher import Text, TextTeacherConfig
 from ddil_ray.diffusion.schedule import schedule_from_diffusers
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models.family import checked_prediction
 from ddil_ray.models.latents import LatentCodec
 from ddil_ray.models.model import DiffusionModel
@@ -140,19 +140,24 @@ def _model(config: TextTeacherConfig, unet: UNet2DConditionModel) -> DiffusionMo
 
 
 def _new_text_encoder(tokenizer: Any, config: Text) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    settings = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    try:
+        return CLIPTextModel(settings)
+    except Exception as error:  # of transformers and torch, which run out of memory
+        raise ConfigError(
+            f"`text` must describe a CLIPTextModel, but transformers refuses it: {first_line(error)}. Lower "
+            "`text.width` or `text.layers`."
+        ) from error
 
 
 def _new_denoiser(config: TextTeacherConfig, vae: AutoencoderKL) -> UNet2DConditionModel:
@@ -180,5 +185,8 @@ def _new_denoiser(config: TextTeacherConfig, vae: AutoencoderKL) -> UNet2DCondit
             addition_embed_type_num_heads=config.text.heads,
             resnet_time_scale_shift="scale_shift",
         )
-    except ValueError as error:
-        raise ConfigError(f"`model` must describe a UNet2DConditionModel, but diffusers refuses it: {error}") from error
+    except Exception as error:  # of diffusers and torch, which run out of memory too
+        raise ConfigError(
+            f"`model` must describe a UNet2DConditionModel, but diffusers refuses it: {first_line(error)}. Change its "
+            "channels, or `norm_num_groups`, which divides them."
+        ) from error

@@ -31,7 +31,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["distill", "digits-pd", "trainer.stepz=1", "--dry-run"], "`trainer.stepz`: unknown key"),
+        (["distill", "digits-pd", "trainer.stepz=1", "--dry-run"], "`trainer.stepz` is not a setting of `trainer`"),
         (["distill", "digits-pd", "data.source=/nowhere", "--dry-run"], "`data.source`"),
         (["distill", "digits-pd", "teacher.model=/nowhere/else", "--dry-run"], "`teacher.model`"),
         (["distill", "digits-pd", "trainer.batch_size=4096", "--dry-run"], "at least one batch of 4096 images"),

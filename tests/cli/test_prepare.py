@@ -51,7 +51,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, config):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("bucket=square", "`bucket`: unknown key; did you mean 'buckets'?"),
+        ("bucket=square", "`bucket` is not a setting. Did you mean `buckets`?"),
         ("data.source=/nowhere", "'/nowhere' does not exist or is empty"),
         ("data.caption_column=texts", "`data.caption_column` must be a field of the data, but metadata.jsonl has"),
         ("buckets=[[16,17]]", "multiples of 2"),

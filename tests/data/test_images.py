@@ -111,7 +111,7 @@ def test_bad_data_is_refused_by_name(tmp_path):
         "not an image": ({"image": [b"abc"], "label": [0]}, r"`data.source`.*row 0 is not one"),
         "NaN": ({"image": [[[0.0, float("nan")]]], "label": [0]}, r"`data.image_column`.*NaN or infinity"),
         "out of range": ({"image": [[[0.0, 200.0]]], "label": [0]}, r"values in \[-1, 1\].*200"),
-        "wrong type": ({"image": ["text"], "label": [0]}, r"encoded images or arrays.*str"),
+        "wrong type": ({"image": ["text"], "label": [0]}, r"encoded images, structs .* or arrays, but is string"),
         "negative label": ({"image": [_png(PIXELS[0])], "label": [-1]}, r"class ids from 0.*-1"),
         "missing class": ({"image": [_png(p) for p in PIXELS[:2]], "label": [0, None]}, r"class ids from 0"),
         "two shapes": (

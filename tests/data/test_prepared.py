@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,6 +65,81 @@ def test_what_was_not_prepared_is_refused(tmp_path):
         load_images(str(tmp_path), bucket="8x8")
     with pytest.raises(DataError, match=r"has no readable dataset.json"):
         load_images(str(tmp_path / "latents"), format="prepared")
+
+
+def _rewrite(path, **columns):
+    table = pq.read_table(path)
+    for name, column in columns.items():
+        place = table.column_names.index(name)
+        table = table.drop_columns([name]) if column is None else table.set_column(place, name, column)
+    pq.write_table(table, path)
+
+
+def _index(folder, **changes):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _nan(shape):
+    tensor = torch.zeros(shape).half()
+    tensor.view(-1)[-1] = float("nan")
+    return tensor_column(tensor)
+
+
+LATENTS, PROMPTS = "latents/16x16/0.parquet", "prompts/1.parquet"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda f: (f / LATENTS).unlink(), r"the 5 rows of bucket 16x16 that its .* holds 0"),
+        (lambda f: (f / LATENTS).write_bytes(b"PAR1"), r"whole Parquet files, but .*0.parquet cannot be read"),
+        (lambda f: _rewrite(f / LATENTS, cond=None), r"must be a column .*0.parquet has latent and not"),
+        (lambda f: _rewrite(f / LATENTS, latent=None), r"0.parquet has cond and not 'latent'"),
+        (lambda f: _rewrite(f / LATENTS, latent=_nan((5, 4, 8, 8))), r"column 'latent' of .*0.parquet has NaN"),
+        (
+            lambda f: _rewrite(f / LATENTS, latent=tensor_column(torch.zeros(5, 4, 4, 4).half())),
+            r"shape that its dataset.json tells of, \(4, 8, 8\), but those of 16x16 .* are \(4, 4, 4\)",
+        ),
+        (lambda f: _rewrite(f / LATENTS, latent=pa.array([[0.5]] * 5)), r"'latent' must hold tensors .* is list"),
+        (lambda f: _rewrite(f / LATENTS, cond=pa.array([0, 1, 2, 3, 7])), r"conditions from 0 to 6, .*0.parquet has 7"),
+        (lambda f: _rewrite(f / LATENTS, cond=pa.array([0, 1, 2, 3, None])), r"conditions from 0 to 6, .* has None"),
+        (lambda f: _rewrite(f / LATENTS, cond=pa.array([0.5] * 5)), r"'cond' must hold whole numbers, but is double"),
+        (lambda f: (f / PROMPTS).unlink(), r"prompts/1.parquet cannot be read"),
+        (lambda f: _rewrite(f / PROMPTS, pooled=None), r"prompts/1.parquet has text, prompt and not 'pooled'"),
+        (
+            lambda f: _rewrite(f / PROMPTS, pooled=tensor_column(torch.zeros(3, 5).half())),
+            r"alike in all files, but holds .* of shape \(4,\) in .* and .* of shape \(5,\) in .*1.parquet",
+        ),
+        (lambda f: shutil.copy(f / "prompts/0.parquet", f / PROMPTS), r"the 7 prompts in 2 files .* holds 8"),
+        (lambda f: _index(f, prompts=8), r"the 8 prompts in 2 files that its dataset.json tells of, but .* holds 7"),
+        (lambda f: _index(f, embeddings=[]), r"must hold embeddings of its prompts"),
+        (lambda f: _index(f, buckets={"16x16": -5}), r"no readable dataset.json \(buckets.16x16: "),
+        (lambda f: _index(f, buckets={"../16x16": 5}), r"no readable dataset.json"),
+        (lambda f: _index(f, buckets={}, conditions="classes"), r"latents or prompts, but .* of neither"),
+        (lambda f: _index(f, prompt_files=[["../x.parquet", 7]]), r"no readable dataset.json \(prompt_files.0.0: "),
+        (lambda f: _index(f, latent_shapes={}), r"the shape that its dataset.json tells of, None"),
+        (lambda f: (f / "dataset.json").write_text("[" * 100_000), r"no readable dataset.json \("),
+        (lambda f: (f / "dataset.json").write_bytes(b"\xff\xfe"), r"no readable dataset.json \("),
+    ],
+)
+def test_what_was_changed_since_it_was_prepared_is_refused_with_file_and_column(tmp_path, spoil, expected):
+    write(tmp_path)
+    assert load_images(str(tmp_path), format="prepared").latents
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=expected) as caught:
+        load_images(str(tmp_path), format="prepared")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_embeddings_without_a_number_are_refused_where_they_are_read(tmp_path):
+    write(tmp_path)
+    _rewrite(tmp_path / PROMPTS, prompt=_nan((3, 3, 4)))
+    prompts = load_images(str(tmp_path)).prompts
+    with pytest.raises(DataError, match=r"column 'prompt' of prompts/1.parquet has NaN"):
+        prompts.rows([6])
+    with pytest.raises(DataError, match=r"negative.parquet cannot be read"):
+        prompts.negative()
 
 
 def test_prompts_are_found_from_other_working_directories(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from runs import small_run
 from tiny import save_pipeline
 from worlds import WORDS, asked, tiny_teacher
 
@@ -16,9 +17,10 @@ from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.errors import ConfigError
 from ddil_ray.models import load_model
-from ddil_ray.models.match import check_student, load_student
+from ddil_ray.models.match import check_pipelines, check_student, load_measured, load_student
 from ddil_ray.models.unet import new_unet
 from ddil_ray.testing import tiny_model
+from ddil_ray.training.recipe import Recipe
 
 
 @pytest.fixture
@@ -135,11 +137,79 @@ def test_models_of_factories_are_checked_as_far_as_they_tell(changes, expected):
         check_student(student, teacher)
 
 
+@pytest.mark.parametrize(
+    ("component", "changes", "expected"),
+    [
+        ("vae", {"scaling_factor": 0.13025}, r"teacher's latents, scaling 0.5, shift 0.0, but has scaling 0.13025"),
+        ("unet", {"in_channels": 8, "out_channels": 8}, r"teacher's number of channels, 4, but has 8 instead"),
+        ("text_encoder", {"hidden_size": 32}, r"text encoders \(by width\), text_encoder 16, but has text_encoder 32"),
+        ("scheduler", {"beta_end": 0.02}, r"teacher's noise schedule, whose alpha at t = "),
+        ("scheduler", {"prediction_type": "score"}, r"`prediction_type` .* but is 'score' instead"),
+        ("scheduler", {"beta_schedule": "odd"}, r"`beta_schedule` .* but is 'odd' instead"),
+    ],
+)
+def test_config_files_that_do_not_match_are_refused_before_weights_are_there(tmp_path, component, changes, expected):
+    """Row `teacher vs student`: neither pipeline has weights, so nothing could have been loaded."""
+    folders = []
+    for name in ("teacher", "student"):
+        (tmp_path / name).mkdir()
+        folders.append(save_pipeline("stable_diffusion", tmp_path / name))
+    check_pipelines(*map(str, folders))
+    for folder in folders:
+        for weights in folder.rglob("*.safetensors"):
+            weights.unlink()
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    path = folders[1] / component / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ConfigError, match=expected):
+        check_pipelines(str(folders[1]), str(folders[0]))
+
+
+def test_a_run_compares_config_files_first(tmp_path):
+    for name in ("teacher", "student"):
+        (tmp_path / name).mkdir()
+        folder = save_pipeline("stable_diffusion", tmp_path / name)
+        for weights in folder.rglob("*.safetensors"):
+            weights.unlink()
+    edited(tmp_path / "student" / "pipeline", "vae", scaling_factor=0.1)
+    models = {"teacher": {"model": str(tmp_path / "teacher" / "pipeline")}}
+    run = small_run(**models, student={"model": str(tmp_path / "student" / "pipeline")})
+    with pytest.raises(ConfigError, match=r"`student.model` must have the teacher's latents"):
+        Recipe(run).ingredients()
+
+
+def test_a_denoiser_that_reads_other_latents_than_its_autoencoder_makes_is_refused(tmp_path):
+    folder = save_pipeline("stable_diffusion", tmp_path)
+    edited(folder, "vae", latent_channels=16)
+    with pytest.raises(ConfigError, match=r"`teacher.model` .* unet reads .* latents of 16 channels, but .* reads 4"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "dit", "sd3", "flux"])
+def test_pipelines_of_every_family_read_their_own_latents_and_match_themselves(tmp_path, family):
+    folder = str(save_pipeline(family, tmp_path))
+    assert load_model(folder).latent
+    check_pipelines(folder, folder)
+
+
 def test_pixels_are_no_latents(tmp_path, teacher):
     unet = new_unet(sample_shape=(4, 8, 8), num_classes=None, block_out_channels=(8, 16))
     DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pixels")
     with pytest.raises(ConfigError, match=r"teacher's latents, scaling 0.5, shift 0.0, but has pixels instead"):
         load_student(str(tmp_path / "pixels"), teacher)
+
+
+def test_a_model_is_measured_against_a_teacher_of_its_own_world_only(tmp_path, teacher):
+    unet = new_unet(sample_shape=(4, 8, 8), num_classes=None, block_out_channels=(8, 16))
+    DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pixels")
+    with pytest.raises(ConfigError, match=r"MODEL must have the teacher's latents, .* but has pixels instead"):
+        load_measured(str(tmp_path / "pixels"), teacher)
+    with pytest.raises(ConfigError, match=r"MODEL must be a diffusers pipeline folder"):
+        load_measured(str(tmp_path), teacher)
+    folder = saved(
+        tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )  # its own schedule is no fault
+    assert load_measured(str(folder), teacher).network.bank is teacher.network.bank
 
 
 def test_what_cannot_be_loaded_is_said_of_the_student(tmp_path):

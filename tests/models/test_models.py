@@ -106,7 +106,7 @@ def test_what_is_no_teacher_is_refused(tmp_path):
         "no.such.module:factory": "importable factory.*No module named 'no'",
         "ddil_ray.testing:nothing": "importable factory.*nothing",
         "builtins:dict": "must return a ddil_ray.models.DiffusionModel, but returned dict",
-        "nosuch://bucket/teacher": "readable folder.*Protocol not known",
+        "nosuch://bucket/teacher": "must be a path or a URL of .*nosuch://bucket",
     }.items():
         with pytest.raises(ConfigError, match=expected) as caught:
             load_model(spec)

@@ -26,7 +26,7 @@ def main(output: str) -> None:
     """Run, and look at the cluster meanwhile."""
     import os
 
-    os.environ.update(WORKER_ENV | LOCAL_ENV)
+    os.environ.update(WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled"})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     for pool in ("train", "rollout"):
         cluster.add_node(num_cpus=3, labels={"pool": pool})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import PD, THREE_SOURCES, small_run
 
-from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.errors import ConfigError, RunFailedError, StateError
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import Prior
@@ -228,3 +228,12 @@ def test_shares_of_sources_count_the_steps_without_them():
     (plan,) = recipe.plans(1)
     rows = sum(plan.counts(n)[Origin.STUDENT] for n in range(100))
     assert sum(r["states/share_student"] for r in records) * config.tracking.log_every == pytest.approx(rows / 8)
+
+
+def test_a_block_with_values_that_are_not_finite_stops_the_run_before_they_reach_the_weights():
+    """The data itself is poisoned: of 16 rows that a block of forward states takes, some have no number."""
+    recipe = Recipe(small_run(states={"forward": 1.0}))
+    made = recipe.ingredients()
+    made.data.images[::4] = float("nan")
+    with pytest.raises(StateError, match=r"`x_t` of a block of forward states must be finite"):
+        distill_inline(recipe, data=made.data)

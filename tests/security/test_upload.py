@@ -1,0 +1,106 @@
+"""Pins what a job's working directory uploads, by Ray's own packaging."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from ray._private.runtime_env.packaging import create_package
+
+ROOT = Path(__file__).parents[2]
+MOST = 5 * 2**20
+"""Bytes of the upload of this repository, not compressed: the package's teachers and emoji are 3.3 MB of it."""
+SECRETS = [
+    ".env", ".env.production", "deploy/.env", "id_rsa", "keys/id_ed25519.pub", "server.pem", "tls/private.key",
+    ".netrc", ".aws/credentials", ".ssh/config", "gcp-service-account.json", "credentials.json", "secrets.yaml",
+    ".ray/auth_token", ".huggingface/token", "ddil_ray/.env", "ddil_ray/server.pem",
+]  # fmt: skip
+HEAVY = [
+    ".venv/lib/big.py", "runs/a/checkpoints/x", "mlruns/0/meta.yaml", "mlflow.db", "model.safetensors",
+    "data/a.parquet", "w.ckpt", "images.tar", "backup.tar.gz", "ablations/x/report.html", ".git/config",
+    "tests/test_x.py",
+]  # fmt: skip
+KEPT = [
+    "pipelines/distill.py", "ddil_ray/__init__.py", "mine.yaml", "my_teacher.py",
+    "ddil_ray/presets/digits/unet/diffusion_pytorch_model.safetensors", "ddil_ray/data/emoji/emoji.parquet",
+]  # fmt: skip
+
+spec = importlib.util.spec_from_file_location("check_upload", ROOT / "cluster" / "check_upload.py")
+check_upload = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(check_upload)
+
+
+def uploaded(folder, tmp_path):
+    """Names in the package that Ray makes of `folder`, and its bytes."""
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as file:
+        return set(file.namelist()), package.stat().st_size
+
+
+def filled(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    return folder
+
+
+def test_secrets_and_heavy_files_stay_and_the_rest_goes(tmp_path):
+    folder = filled(tmp_path / "job", [*SECRETS, *HEAVY, *KEPT])
+    shutil.copy(ROOT / ".rayignore", folder)
+    names, _ = uploaded(folder, tmp_path)
+    assert names == {*KEPT, ".rayignore"} | {name for name in names if name.endswith("/")}  # and folders left empty
+    assert list(check_upload.problems(folder)) == []
+
+
+def test_without_the_list_the_check_names_every_secret(tmp_path):
+    folder = filled(tmp_path / "job", [*SECRETS, *KEPT])
+    found = list(check_upload.problems(folder))
+    assert {line.partition(" looks like a secret")[0] for line in found} == set(SECRETS)
+    names, _ = uploaded(folder, tmp_path)
+    assert names == {*SECRETS, *KEPT}  # as Ray has it by default
+
+
+def test_private_keys_large_files_and_links_out_are_named(tmp_path):
+    folder = filled(tmp_path / "job", ["notes.txt", "fine.txt"])
+    (folder / "notes.txt").write_text("-----BEGIN OPENSSH " + "PRIVATE KEY-----\nx\n")
+    with (folder / "video.mov").open("wb") as file:
+        file.truncate(check_upload.LARGE + 1)
+    (tmp_path / "outside.txt").write_text("x")
+    (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
+    assert sorted(check_upload.problems(folder)) == [
+        "link.txt is reached by a link that leaves the folder",
+        "notes.txt holds a private key",
+        "video.mov has 10 MiB",
+    ]
+
+
+def test_this_repository_uploads_no_more_than_it_must(tmp_path):
+    """Of what git knows: whatever else lies in a checkout is for the other tests."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    folder = tmp_path / "checkout"
+    for name in filter(None, listed):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    names, size = uploaded(folder, tmp_path)
+    assert size < MOST
+    assert {name.partition("/")[0] for name in names} >= {"ddil_ray", "pipelines"}
+    assert not {name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))}
+    assert list(check_upload.problems(folder)) == []
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_the_command_says_what_should_stay(tmp_path, secret):
+    folder = filled(tmp_path / "job", [".env"] if secret else ["a.yaml"])
+    command = [sys.executable, ROOT / "cluster" / "check_upload.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == int(secret)
+    assert (".env looks like a secret by its name" in done.stderr) == secret
