@@ -352,7 +352,15 @@ class Checkpoint(Group):
     """Saving the state of training."""
 
     every: Count = Field(200, description="steps")
-    keep: Count = 2
+    keep: Count = Field(2, description="newest ones that are kept")
+    best: str | None = Field(
+        None,
+        description="metric whose lowest value marks one more that is kept, by its name in metrics.jsonl; shift/... says "
+        "more than loss, which no two rounds share",
+    )
+    max_failures: Annotated[StrictInt, Field(ge=0)] = Field(
+        3, description="checkpoints in a row that may fail to be written; the run goes on until then"
+    )
 
 
 class Tracking(Group):
