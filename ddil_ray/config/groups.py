@@ -187,6 +187,11 @@ class Sync(Group):
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="what float32 weights travel in; bf16 takes half the bytes and rounds the rollouts' student"
     )
+    deterministic: bool = Field(
+        False,
+        description="make each block of student states from the weights that are newest at the step that needs it, so "
+        "that timing changes no bit, see docs/reproducibility.md; actors and trainer wait for each other",
+    )
 
 
 class _Resources(Group):

@@ -31,7 +31,7 @@ RESUMED: dict[str, Any] = {
     "states": "identity",
     "threshold": "identity",
     "replay": {"capacity": "elastic", "reuse": "identity", "max_staleness": "elastic", "ahead": "elastic"},
-    "sync": {"every": "elastic", "dtype": "elastic"},
+    "sync": {"every": "elastic", "dtype": "elastic", "deterministic": "elastic"},
     "trainer": {
         **_ACTORS,
         **dict.fromkeys(("steps", "batch_size", "optimizer"), "identity"),

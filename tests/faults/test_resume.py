@@ -12,7 +12,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 import torch
-from runs import DMD2, PD, THREE_SOURCES, small_run, when
+from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.config import RunConfig, to_yaml
 from ddil_ray.errors import ConfigError, RunStoppedError
@@ -20,7 +20,7 @@ from ddil_ray.runtime.resume import RESUMED, kind_of, resumed_config
 from ddil_ray.tracking import read_journal
 from ddil_ray.runtime.run import distill
 from ddil_ray.training.checkpoint import read_checkpoint, write_checkpoint
-from ddil_ray.training.inline import _InlineHooks, requests, state_maker
+from ddil_ray.training.inline import _InlineHooks, distill_inline, requests, state_maker
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.optimizer import NetworkOptimizer, OptimizerSettings
@@ -226,6 +226,39 @@ def test_a_learning_rate_that_changes_holds_from_the_checkpoint_on():
     assert torch.equal(changed.adam.state_dict()["state"][0]["exp_avg"], first.adam.state_dict()["state"][0]["exp_avg"])
     changed.advance()
     assert changed.lr == pytest.approx(1e-3 * 0.4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_deterministic_run_on_ray_is_the_run_of_one_process_bit_for_bit(run_dir, ray_cluster):
+    """With rollouts, and through a kill of the trainer, which goes on from a checkpoint."""
+    settings = {"objective": PD, "states": THREE_SOURCES, "sync": {"every": 4, "deterministic": True}}
+    trainer, tracking = {"steps": 40}, {"log_every": 1}
+    config = small_run(output=run_dir, **settings, trainer=trainer, tracking=tracking, checkpoint={"every": 12})
+    journal = Path(config.output, config.name, "metrics.jsonl")
+
+    def losses():
+        return {record["step"]: record["loss"] for record in read_journal(journal) if "loss" in record}
+
+    killed = when(lambda: max(losses(), default=0) >= 20, lambda: kill("ray::RayTrainWorker"))
+    distill(config)
+    assert killed.result()
+    inline = {r["step"]: r["loss"] for r in distill_inline(Recipe(config)).records}
+    assert losses() == inline
+    assert len(inline) == 80
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": {"num_workers": [1, 2]}}, "trainer.num_workers must be one number"),
+        ({"checkpoint": {"every": 6}}, r"checkpoint.every must be a multiple of sync.every \(4\).*but is 6"),
+        ({"trainer": {"steps": 22}}, r"trainer.steps must be a multiple of sync.every \(4\).*but is 22"),
+    ],
+)
+def test_settings_that_cannot_reproduce_a_run_are_refused_where_it_must(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(sync={"deterministic": True}, **changes)
 
 
 @pytest.mark.ray

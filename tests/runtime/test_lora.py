@@ -11,6 +11,7 @@ from runs import PD, small_run
 from ddil_ray.models import load_model
 from ddil_ray.runtime.run import distill
 from ddil_ray.tracking import read_journal
+from ddil_ray.training.checkpoint import read_shared
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
 
