@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ddil_ray.training.manifest import MANIFEST, BrokenCheckpointError, Manifest
 __all__ = ["CheckpointStore", "Saved", "verify"]
 
 _ATTEMPT = re.compile(r"attempt-(\d+)$")
-_CHECKPOINT = re.compile(r"checkpoint_[^/]+$")
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)[^/]*$")
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """`<run>/checkpoints/attempt-N/checkpoint_STEP_ID/`: an attempt per start of the command, a folder per checkpoint.
+    """`<run>/checkpoints/attempt-N/checkpoint_GROUP_STEP/`, of which names that sort later are newer.
 
-    Every process puts its own files there, its manifest last. An ID is that of the processes that train together, so
-    that a folder never holds files of two writings.
+    There is an attempt per start of the command, and in it a group per start of the processes that train together: a
+    folder never holds files of two writings, and what was written after going on from an older checkpoint is newer.
+    Every process puts its own files there, its manifest last.
     """
 
     url: str
@@ -53,6 +55,12 @@ class CheckpointStore:
         """Numbers of the attempts so far."""
         fs, root = self._opened()
         return sorted(int(m[1]) for m in map(_ATTEMPT.search, _folders(fs, root)) if m)
+
+    def new_group(self, attempt: str) -> str:
+        """How names of checkpoints begin that are written from now on, by processes that begin to train together."""
+        fs, root = self._opened()
+        before = [int(m[1]) for m in map(_CHECKPOINT.search, _folders(fs, f"{root}/{attempt}")) if m]
+        return f"{attempt}/checkpoint_{max(before, default=0) + 1:04d}-{uuid.uuid4().hex[:6]}"
 
     def newest(self, say: Callable[[str], object]) -> Saved | None:
         """The newest whole checkpoint of any number of workers, every byte of it read; None if there is none.
@@ -77,7 +85,7 @@ class CheckpointStore:
         Whatever fails, what was there before stays, and what was copied goes again.
 
         Args:
-            name: attempt-N/checkpoint_STEP_ID.
+            name: attempt-N/checkpoint_GROUP_STEP.
             staged: see `write_checkpoint`.
 
         Raises:

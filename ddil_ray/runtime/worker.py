@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +73,20 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 def _agreed(store: CheckpointStore, context: RunContext, rank: int) -> tuple[Saved | None, str]:
-    """What all ranks go on from, and a name for them that no other ranks have; rank 0 says."""
+    """What all ranks go on from, and how names of their checkpoints begin; rank 0 says."""
     found: tuple[Saved | None, str] | None = None
     if rank == 0:
-        found = store.newest(context.hub.tell.remote), uuid.uuid4().hex[:8]
+        attempt = ray.train.get_context().get_experiment_name()
+        found = store.newest(context.hub.tell.remote), store.new_group(attempt)
     agreed: tuple[Saved | None, str] = ray.train.collective.broadcast_from_rank_zero(found)
     return agreed
 
 
 def _saver(store: CheckpointStore, context: RunContext, group: str, rank: int, ranks: int) -> Saver:
     """Saves this rank's share; rank 0's records stand for all."""
-    attempt = ray.train.get_context().get_experiment_name()
     return Saver(
         store,
-        lambda step: f"{attempt}/checkpoint_{step:09d}_{group}",
+        lambda step: f"{group}_{step:09d}",
         rank=rank,
         ranks=ranks,
         max_failures=context.recipe.config.checkpoint.max_failures,

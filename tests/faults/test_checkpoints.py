@@ -46,11 +46,11 @@ def staged(folder, step, *, rank=0, ranks=1, size=8):
 def save(tmp_path):
     """Saves the checkpoint of a step in an attempt of the store at `url`, a share per rank."""
 
-    def act(url, step, *, attempt=1, ranks=1, only=None, group="a"):
+    def act(url, step, *, attempt=1, ranks=1, only=None, group=1):
         store = CheckpointStore(url)
         for rank in range(ranks) if only is None else [only]:
             mine = staged(tmp_path / f"staged-{attempt}-{step}-{rank}", step, rank=rank, ranks=ranks)
-            store.put(f"attempt-{attempt}/checkpoint_{step:09d}_{group}", mine)
+            store.put(f"attempt-{attempt}/checkpoint_{group:04d}-aa_{step:09d}", mine)
             shutil.rmtree(mine)
         return store
 
@@ -58,7 +58,7 @@ def save(tmp_path):
 
 
 def steps_of(store):
-    return sorted(int(Path(folder).name.split("_")[1]) for folder in store._checkpoints())
+    return sorted(int(Path(folder).name.split("_")[2]) for folder in store._checkpoints())
 
 
 def newest_step(store):
@@ -231,7 +231,7 @@ def test_whatever_operation_writing_stops_at_the_old_one_is_whole_and_taken(tmp_
 
     def write(operations):
         for folder in mine:
-            CheckpointStore(url).put(f"attempt-1/checkpoint_{20:09d}_{operations:03d}", folder)
+            CheckpointStore(url).put(f"attempt-1/checkpoint_0002-{operations:03d}_{20:09d}", folder)
 
     found = [newest_step(plain) for _ in _failing_ever_later(write)]
     assert found == [10] * len(found)
@@ -259,6 +259,23 @@ def test_the_newest_are_kept_and_none_goes_before_the_next_is_whole(tmp_path, sa
     save(url, 40, attempt=2, ranks=2, only=0)
     store.prune(2)
     assert steps_of(store) == [30, 40]
+
+
+def test_what_was_written_after_a_damaged_one_was_passed_over_is_newer_than_that(tmp_path, save):
+    """Also where its step is lower: else it would be the one to go."""
+    url = str(tmp_path)
+    for step in (10, 20):
+        store = save(url, step)
+    damaged = Path(store._checkpoints()[0], LEARNER)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert newest_step(store) == 10
+    group = store.new_group("attempt-1")
+    assert re.fullmatch(r"attempt-1/checkpoint_0002-[0-9a-f]{6}", group)
+    store.put(f"{group}_{15:09d}", staged(tmp_path / "mine", 15))
+    assert store.newest(pytest.fail).step == 15
+    store.prune(1)
+    assert steps_of(store) == [15]
 
 
 def test_what_was_never_finished_goes_once_something_newer_is_whole(tmp_path, save):
@@ -298,7 +315,7 @@ class Told:
         self.notes, self.records, self.store = [], [], CheckpointStore(url)
         self.saver = Saver(
             self.store,
-            lambda step: f"attempt-1/checkpoint_{step:09d}_a",
+            lambda step: f"attempt-1/checkpoint_0001-aa_{step:09d}",
             **{"rank": 0, "ranks": 1, "max_failures": 2, **settings},
             tell=self.notes.append,
             saved=self.records.append,
