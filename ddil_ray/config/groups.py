@@ -360,8 +360,8 @@ class Checkpoint(Group):
     keep: Count = Field(2, description="newest ones that are kept")
     best: str | None = Field(
         None,
-        description="metric whose lowest value marks one more that is kept, by its name in metrics.jsonl; shift/... says "
-        "more than loss, which no two rounds share",
+        description="metric, by its name in metrics.jsonl, whose lowest value marks one more that is kept; shift/... "
+        "says more than loss, which no two rounds share",
     )
     max_failures: Annotated[StrictInt, Field(ge=0)] = Field(
         3, description="checkpoints in a row that may fail to be written; the run goes on until then"

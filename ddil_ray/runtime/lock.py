@@ -88,7 +88,7 @@ class RunLock:
         content = self._content()
         try:
             if isinstance(self._fs, LocalFileSystem):
-                with self._fs.open(self._path, "xb") as file:
+                with open(self._path, "xb") as file:
                     file.write(content)
             else:
                 self._fs.pipe_file(self._path, content, mode="create")
@@ -102,7 +102,7 @@ class RunLock:
                 f"`name` must be that of no run that is active, but {self._active(holder)}. Wait for it, stop it, or "
                 f"choose another `name`; if it is dead, remove {self._url}/{LOCK}."
             )
-        self._say(f"Taking over from a run that died: {self._active(holder, "was")}.")
+        self._say(f"Taking over from a run that died: {self._active(holder, verb='was')}.")
         self._write()
         time.sleep(min(1.0, self._beat_s))  # whoever else found it dead has written by now
 
@@ -137,10 +137,10 @@ class RunLock:
         """What the lock holds; None where there is none, or one that is just being written."""
         self._fs.invalidate_cache()
         try:
-            content: dict[str, Any] = json.loads(self._fs.cat_file(self._path))
+            content: Any = json.loads(self._fs.cat_file(self._path))
         except (FileNotFoundError, ValueError):
             return None
-        return content
+        return content if isinstance(content, dict) and self._mine.keys() <= content.keys() else None
 
     def _write(self) -> None:
         if isinstance(self._fs, LocalFileSystem):
@@ -154,11 +154,11 @@ class RunLock:
     def _is_mine(self, holder: dict[str, Any] | None) -> bool:
         return holder is not None and holder["token"] == self._mine["token"]
 
-    def _active(self, holder: dict[str, Any], verb: str = "is") -> str:
+    def _active(self, holder: dict[str, Any], *, verb: str = "is") -> str:
         age = max(0.0, time.time() - holder["beat"])
         return (
-            f"{self._url} {verb} active on {holder['host']} since {holder['since']} (process {holder['pid']}, last sign of "
-            f"life {age:.0f} s ago)"
+            f"{self._url} {verb} active on {holder['host']} since {holder['since']} (process {holder['pid']}, last "
+            f"sign of life {age:.0f} s ago)"
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddil_ray.config import Checkpoint
+from ddil_ray.config.groups import Checkpoint
 from ddil_ray.errors import first_line
 from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.tracking import read_journal
@@ -24,9 +24,7 @@ class Retention:
         say: told what the user should know.
     """
 
-    def __init__(
-        self, store: CheckpointStore, settings: Checkpoint, journal: Path, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, store: CheckpointStore, settings: Checkpoint, journal: Path, say: Callable[[str], None]) -> None:
         self._store, self._settings, self._journal, self._say = store, settings, journal, say
         self._told: set[str] = set()
 

@@ -96,8 +96,8 @@ class Saver:
             self._storing = None
         if len(self._failures) > self._max_failures:
             raise RunFailedError(
-                f"Checkpoints must be saved, but {len(self._failures)} in a row could not be. {self._failures[-1]} Make "
-                "room, or raise `checkpoint.max_failures`."
+                f"Checkpoints must be saved, but {len(self._failures)} in a row could not be. {self._failures[-1]} "
+                "Make room, or raise `checkpoint.max_failures`."
             )
 
     def _put(self, step: int, staged: Path, waited_s: float) -> None:

@@ -84,10 +84,10 @@ def stream_plan(
 
 
 def _oldest(recipe: Recipe, needed: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """The oldest weights for each block: `bound`, or the newest that there are at the step that needs it, if it says so.
+    """The oldest weights for each block, in steps of a phase: `bound`, or where the run is deterministic the newest.
 
-    All numbers are steps of a phase. The trainer cannot pass the step that needs a block, so that newer ones than the
-    latter cannot be there when the block is made: they are the only ones.
+    These are the newest that there are at the step that needs the block. The trainer cannot pass that step without it,
+    so they are the only ones that it can be made from.
     """
     every = recipe.config.sync.every
     return needed // every * every if recipe.config.sync.deterministic else bound

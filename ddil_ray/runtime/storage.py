@@ -75,7 +75,7 @@ class CheckpointStore:
         for folder in self._checkpoints():
             try:
                 return verify(fs, folder)
-            except BrokenCheckpointError as reason:
+            except BrokenCheckpointError as reason:  # noqa: PERF203 - seldom more than one
                 say(f"The checkpoint {folder} is passed over for the one before it: {reason}.")
         return None
 

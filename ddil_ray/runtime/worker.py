@@ -16,8 +16,8 @@ from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hooks import RayHooks
 from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.reader import StreamReader
-from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
 from ddil_ray.runtime.saving import Saver
+from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
 from ddil_ray.runtime.storage import CheckpointStore, Saved, verify
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.stretch import Stretch
@@ -143,9 +143,7 @@ def _stretch(recipe: Recipe, state: dict[str, Any] | None, *, phases: int, worke
     return before.followed_by(workers, recipe.plans(phases, before)[phase], step=state["step"], rows=rows)
 
 
-def load_state(
-    store: CheckpointStore, newest: Saved, parallel: Alone, rank: int, ranks: int
-) -> dict[str, Any]:
+def load_state(store: CheckpointStore, newest: Saved, parallel: Alone, rank: int, ranks: int) -> dict[str, Any]:
     """`TrainingLoop.state_dict` from a checkpoint, see `read_checkpoint`.
 
     Read from the store and not from `ray.train.get_checkpoint`: Ray Train does not know of checkpoints, as it would

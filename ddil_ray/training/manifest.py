@@ -98,7 +98,9 @@ class Manifest:
         except ValueError:
             raise BrokenCheckpointError("a manifest is cut off or damaged") from None
         if _is_of_first_format(content):
-            raise _of_other_format(where, 1, "an older ddil-ray, which this one does not read. Finish the run with that")
+            raise _of_other_format(
+                where, 1, "an older ddil-ray, which this one does not read. Finish the run with that"
+            )
         if not isinstance(content, dict) or _render({k: v for k, v in content.items() if k != "sha256"}) != raw:
             raise BrokenCheckpointError("a manifest is damaged")
         if content["format"] != FORMAT:

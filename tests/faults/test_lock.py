@@ -92,7 +92,9 @@ def test_a_run_of_another_machine_is_alive(folder, ago_s):
 
     def beat():
         while not ended.wait(0.1):
-            Path(folder.url, LOCK).write_text(json.dumps(content(folder) | {"beat": time.time() - ago_s}))
+            part = Path(folder.url, "part")
+            part.write_text(json.dumps(content(folder) | {"beat": time.time() - ago_s}))
+            part.replace(Path(folder.url, LOCK))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -104,17 +106,21 @@ def test_a_run_of_another_machine_is_alive(folder, ago_s):
         thread.join()
 
 
-def test_a_run_that_lost_its_lock_stops_and_says_to_whom(folder, monkeypatch):
+def test_a_run_that_lost_its_lock_stops_and_says_to_whom(folder):
     """As one whose machine slept for long."""
     signals = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+
+    def run():
+        with RunLock(folder, pytest.fail, beat_s=0.05):
+            taken = content(folder) | {"token": "other", "host": "far"}
+            while not signals:
+                Path(folder.url, LOCK).write_text(json.dumps(taken))
+                time.sleep(0.01)
+
     try:
-        with pytest.raises(RunFailedError, match="must be the only one of its name.*active on far"):
-            with RunLock(folder, pytest.fail, beat_s=0.05):
-                taken = content(folder) | {"token": "other", "host": "far"}
-                while not signals:
-                    Path(folder.url, LOCK).write_text(json.dumps(taken))
-                    time.sleep(0.01)
+        with pytest.raises(RunFailedError, match=r"must be the only one of its name.*active on far"):
+            run()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert content(folder)["token"] == "other"
@@ -144,8 +150,9 @@ def test_of_many_that_start_at_once_one_has_it(tmp_path):
     assert (len(has), len(refused)) == (1, 7)
 
 
-def test_a_lock_that_was_cut_off_while_it_was_written_stops_nobody(folder):
-    Path(folder.url, LOCK).write_text('{"token": "ab')
+@pytest.mark.parametrize("text", ["", '{"token": "ab', "{}", "[]"])
+def test_a_lock_that_was_cut_off_while_it_was_written_stops_nobody(folder, text):
+    Path(folder.url, LOCK).write_text(text)
     with RunLock(folder, pytest.fail, beat_s=0.05):
         assert content(folder)["pid"] == os.getpid()
 
@@ -154,7 +161,10 @@ def test_an_object_store_has_locks_too(tmp_path):
     """A storage without folders and without renaming: what `RunLock` asks of it is create, put, get and remove."""
     folder = RunFolder("memory://bucket", "mine")
     with RunLock(folder, pytest.fail):
-        with pytest.raises(ConfigError, match="is active on"), RunLock(RunFolder("memory://bucket", "mine"), pytest.fail):
+        with (
+            pytest.raises(ConfigError, match="is active on"),
+            RunLock(RunFolder("memory://bucket", "mine"), pytest.fail),
+        ):
             pass
         assert folder.has(LOCK)
     assert not folder.has(LOCK)

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Annotated, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel
 import torch
+from pydantic import BaseModel
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.config import RunConfig, to_yaml
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.resume import RESUMED, kind_of, resumed_config
-from ddil_ray.tracking import read_journal
 from ddil_ray.runtime.run import distill
+from ddil_ray.runtime.stages import stream_plan
+from ddil_ray.states.batch import Origin
+from ddil_ray.tracking import read_journal
 from ddil_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from ddil_ray.training.inline import _InlineHooks, distill_inline, requests, state_maker
 from ddil_ray.training.learner import Learner
@@ -35,10 +37,10 @@ LORA = {"lora": {"rank": 2, "alpha": 4, "target_modules": ["inside", "outside"],
 
 def settings_of(kind, path=""):
     """Dotted paths of all settings of a typed config, of every variant of a group."""
-    for name, field in kind.model_fields.items():
+    for name, info in kind.model_fields.items():
         here = f"{path}.{name}" if path else name
-        groups = list(groups_in(field.annotation))
-        if not groups or len(groups) < len(non_null(field.annotation)):  # a plain value may stand there
+        groups = list(groups_in(info.annotation))
+        if not groups or len(groups) < len(non_null(info.annotation)):  # a plain value may stand there
             yield here
         for group in groups:
             yield from settings_of(group, here)
@@ -63,13 +65,8 @@ SETTINGS = sorted(set(settings_of(RunConfig)))
 def test_every_setting_says_whether_it_may_change_on_resuming():
     """If this fails: give the new setting a kind in `RESUMED`."""
     assert len(SETTINGS) > 100
-    unknown = []
     for path in SETTINGS:
-        try:
-            assert kind_of(path) in ("identity", "elastic", "cosmetic")
-        except KeyError:
-            unknown.append(path)
-    assert unknown == []
+        assert kind_of(path) in ("identity", "elastic", "cosmetic"), path
 
 
 def test_no_setting_has_a_kind_that_is_not_there():
@@ -199,7 +196,7 @@ def test_what_goes_on_loses_not_one_bit(tmp_path, changes, stop_at):
     before = begun.losses()
     torch.manual_seed(12345)  # another process's
     after = Inline(recipe, taken=dict(begun.taken)).losses(resume_from=tmp_path)
-    assert list(after)[0] == stop_at + 1
+    assert next(iter(after)) == stop_at + 1
     assert len(after) >= 20
     assert before | after == whole
 
@@ -246,6 +243,25 @@ def test_a_deterministic_run_on_ray_is_the_run_of_one_process_bit_for_bit(run_di
     inline = {r["step"]: r["loss"] for r in distill_inline(Recipe(config)).records}
     assert losses() == inline
     assert len(inline) == 80
+
+
+def test_in_a_deterministic_run_every_block_has_one_version_to_come_from():
+    """The newest that is published when the trainer comes to the step that needs it, which it cannot pass before."""
+    config = small_run(objective=PD, states=THREE_SOURCES)
+    fixed = small_run(objective=PD, states=THREE_SOURCES, sync={"deterministic": True})
+    for start in (0, 8, 20, 28):
+        loose, tight = (
+            stream_plan(Recipe(c), Origin.STUDENT, phases=2, start_step=start, max_staleness=12)
+            for c in (config, fixed)
+        )
+        assert len(tight) > 0
+        assert (tight.versions >= loose.versions).all()
+        for needed, version in zip(tight.needed.tolist(), tight.versions.tolist(), strict=True):
+            assert version == max(v for v in range(0, 40, 4) if v <= needed)
+    (forward,) = {
+        int(v) for v in stream_plan(Recipe(fixed), Origin.FORWARD, phases=1, start_step=0, max_staleness=12).versions
+    }
+    assert forward == -1
 
 
 @pytest.mark.parametrize(
