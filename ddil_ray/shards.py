@@ -31,8 +31,8 @@ def start_of(tensor: Tensor) -> int:
     if not is_sharded(tensor):
         return 0
     kept: Any = tensor
-    each = -(-len(kept) // kept.device_mesh.size())  # as `torch.chunk` cuts
-    return min(len(kept), each * int(kept.device_mesh.get_local_rank()))
+    rows, ranks, rank = len(tensor), int(kept.device_mesh.size()), int(kept.device_mesh.get_local_rank())
+    return min(rows, -(-rows // ranks) * rank)  # as `torch.chunk` cuts
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class RunLock:
         return json.dumps({**self._mine, "beat": time.time()}, indent=2).encode()
 
     def _is_mine(self, holder: dict[str, Any] | None) -> bool:
-        return holder is not None and holder["token"] == self._mine["token"]
+        return holder is not None and bool(holder["token"] == self._mine["token"])
 
     def _active(self, holder: dict[str, Any], *, verb: str = "is") -> str:
         age = max(0.0, time.time() - holder["beat"])
@@ -165,7 +165,8 @@ class RunLock:
 def _lives(pid: int, started: float) -> bool:
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        same = abs(process.create_time() - started) < 1
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
