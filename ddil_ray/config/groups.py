@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 __all__ = [
-    "Checkpoint",
     "Data",
     "Evaluation",
     "Group",
@@ -351,21 +350,6 @@ class Shift(_Resources):
     num_samples: Annotated[StrictInt, Field(ge=8)] = Field(256, description="rows per measurement")
     batch_size: Count = Field(256, description="rows per network pass")
     wait_s: NonNegative = Field(60.0, description="longest wait for the last measurement when training has ended")
-
-
-class Checkpoint(Group):
-    """Saving the state of training."""
-
-    every: Count = Field(200, description="steps")
-    keep: Count = Field(2, description="newest ones that are kept")
-    best: str | None = Field(
-        None,
-        description="metric, by its name in metrics.jsonl, whose lowest value marks one more that is kept; shift/... "
-        "says more than loss, which no two rounds share",
-    )
-    max_failures: Annotated[StrictInt, Field(ge=0)] = Field(
-        3, description="checkpoints in a row that may fail to be written; the run goes on until then"
-    )
 
 
 class Tracking(Group):

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt, model_validator
 
+from ddil_ray.config.checkpoint import Checkpoint
 from ddil_ray.config.groups import (
-    Checkpoint,
     Data,
     Evaluation,
     Group,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddil_ray.config.groups import Checkpoint
+from ddil_ray.config.checkpoint import Checkpoint
 from ddil_ray.errors import first_line
 from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.tracking import read_journal

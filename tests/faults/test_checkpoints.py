@@ -18,7 +18,7 @@ import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from ddil_ray.config.groups import Checkpoint
+from ddil_ray.config.checkpoint import Checkpoint
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.runtime.retention import Retention, score_at
 from ddil_ray.runtime.saving import Saver
