@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_sharded", "local", "part_of", "whole"]
+__all__ = ["is_sharded", "local", "part_of", "start_of", "whole"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -24,6 +24,15 @@ def local(tensor: Tensor) -> Tensor:
     sharded: Any = tensor
     part: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
     return part
+
+
+def start_of(tensor: Tensor) -> int:
+    """Row of the whole that the part of this process begins with; 0 where it is no part."""
+    if not is_sharded(tensor):
+        return 0
+    kept: Any = tensor
+    rows, ranks, rank = len(tensor), int(kept.device_mesh.size()), int(kept.device_mesh.get_local_rank())
+    return min(rows, -(-rows // ranks) * rank)  # as `torch.chunk` cuts
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import sklearn.datasets
 import torch
 import torch._dynamo
 import torch.distributed as dist
-import torch.distributed.checkpoint
 import torch.distributed.fsdp
 from runs import PD, small_run
 

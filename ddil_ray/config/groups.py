@@ -10,7 +10,6 @@ from ddil_ray.config.kinds import Count, Fraction, Group, NoBool, NonNegative, P
 from ddil_ray.config.places import Place, TrackingPlace
 
 __all__ = [
-    "Checkpoint",
     "Data",
     "Evaluation",
     "LabelRole",
@@ -179,6 +178,11 @@ class Sync(Group):
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="what float32 weights travel in; bf16 takes half the bytes and rounds the rollouts' student"
     )
+    deterministic: bool = Field(
+        False,
+        description="make each block of student states from the weights that are newest at the step that needs it, so "
+        "that timing changes no bit, see docs/reproducibility.md; actors and trainer wait for each other",
+    )
 
 
 class _Resources(Group):
@@ -340,13 +344,6 @@ class Shift(_Resources):
     num_samples: Annotated[StrictInt, Field(ge=8, le=2**31 - 1)] = Field(256, description="rows per measurement")
     batch_size: Count = Field(256, description="rows per network pass")
     wait_s: NonNegative = Field(60.0, description="longest wait for the last measurement when training has ended")
-
-
-class Checkpoint(Group):
-    """Saving the state of training."""
-
-    every: Count = Field(200, description="steps")
-    keep: Count = 2
 
 
 class Tracking(Group):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel
 
 from ddil_ray.errors import ConfigError
-from ddil_ray.redact import is_redacted, redacted
+from ddil_ray.redact import is_redacted
 
-__all__ = ["check_complete", "same_setting"]
+__all__ = ["check_complete"]
 
 
 def check_complete(config: BaseModel) -> None:
@@ -37,13 +36,3 @@ def _missing(node: Any, path: str) -> Iterator[str]:
             yield from _missing(inner, path)
     elif is_redacted(node):
         yield path
-
-
-def same_setting(path: str, first: BaseModel, second: BaseModel) -> bool:
-    """Whether the setting or group at `path` is the same in both configs, but for secrets."""
-    one, other = (attrgetter(path)(config) for config in (first, second))
-    return bool(_plain(one) == _plain(other))
-
-
-def _plain(value: Any) -> Any:
-    return redacted(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from ddil_ray.config.checkpoint import Checkpoint
 from ddil_ray.config.groups import (
-    Checkpoint,
     Data,
     Evaluation,
     LabelRole,
@@ -86,4 +86,21 @@ class RunConfig(Group):
                 f"tracking.log_every must be at least objective.student_every ({self.objective.student_every}), or "
                 f"records would lack the student's loss, but is {self.tracking.log_every}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reproduces(self) -> RunConfig:
+        if not self.sync.deterministic:
+            return self
+        if self.trainer.workers[0] != self.trainer.workers[1]:
+            raise ValueError(
+                f"trainer.num_workers must be one number where sync.deterministic is true, but is "
+                f"{list(self.trainer.workers)}"
+            )
+        for name, steps in (("checkpoint.every", self.checkpoint.every), ("trainer.steps", self.trainer.steps)):
+            if steps % self.sync.every:
+                raise ValueError(
+                    f"{name} must be a multiple of sync.every ({self.sync.every}) where sync.deterministic is true, or "
+                    f"what goes on from a checkpoint would roll out other weights, but is {steps}"
+                )
         return self

@@ -1,18 +1,15 @@
-"""What the training loop of a Ray Train worker tells the world: weights and records to the hub, checkpoints to Ray."""
+"""What the training loop of a Ray Train worker tells the world: weights and records to the hub, checkpoints to disk."""
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 
 from ddil_ray.runtime.publisher import Publisher
+from ddil_ray.runtime.saving import Saver
 from ddil_ray.trained import named_trained
-from ddil_ray.training.checkpoint import write_checkpoint
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.wire import FlatWeights, Snapshot
 
@@ -21,12 +18,13 @@ __all__ = ["RayHooks"]
 
 @dataclass
 class RayHooks:
-    """Publishes from rank 0, which has the publisher; checkpoints from every rank through Ray Train."""
+    """Publishes from rank 0, which has the publisher; checkpoints from every rank."""
 
     hub: Any
     rank: int
     ranks: int
     student_becomes_teacher: bool
+    saver: Saver
     publisher: Publisher | None = None
     _teacher: FlatWeights | None = None
     _stop: Any = None
@@ -45,11 +43,7 @@ class RayHooks:
         self.hub.log.remote(record, self.rank, self.ranks)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write_checkpoint(Path(folder), state, rank=self.rank, ranks=self.ranks)
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        if self.rank == 0:
-            self.hub.push.remote({"step": step, "checkpoint/step": step})
+        self.saver.save(step, state)
 
     def should_stop(self, step: int) -> bool:
         """The answer asked for one step ago, so that no step waits for the hub."""

@@ -9,7 +9,7 @@ import torch, which would make it start several seconds later.
 | who | calls | waits for |
 | --- | --- | --- |
 | trainer rank 0 | begin, publish, push | nothing (a thread does the first two) |
-| every rank | should_stop(step), log | nothing |
+| every rank | should_stop(step), log, tell | nothing |
 | state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
 | streams' executors | pool_sizes, cannot_resize | nothing |
@@ -79,7 +79,7 @@ class HubState:
     version: int = -1
     seen_step: int = -1
     stop_step: int | None = None
-    records: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=_RECORDS_KEPT))
+    records: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECORDS_KEPT))
 
     def begin(self, start_step: int, streams: Mapping[str, Stream], reached: int, *, now: int) -> int:
         """A trainer counts its streams from `start_step`, and has reached a step; older publications are void.
@@ -278,6 +278,10 @@ class Hub:
         """Keep a record until the driver takes it; the oldest go if it does not."""
         self.state.records.append(record)
 
+    async def tell(self, note: str) -> None:
+        """Keep what the user should know until the driver takes it, among the records."""
+        self.state.records.append({"note": note})
+
     async def pool_sizes(self, counts: dict[str, int]) -> dict[str, int]:
         """See `Sizing.report`. A stream has as many credits as it has actors."""
         wanted, changed = self.sizing.report(counts)
@@ -298,8 +302,8 @@ class Hub:
         """An executor cannot change the sizes of its pools."""
         self._cannot_resize = reason
 
-    async def drain(self) -> list[dict[str, float]]:
-        """Take all records."""
+    async def drain(self) -> list[dict[str, Any]]:
+        """Take all records, and notes, which are records of a `note` alone."""
         records = list(self.state.records)
         self.state.records.clear()
         return records

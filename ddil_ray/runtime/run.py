@@ -6,29 +6,30 @@ in a thread, so that this process can drain records and heed signals meanwhile.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
-from ddil_ray.config.restored import check_complete, same_setting
+from ddil_ray.config import RunConfig, config_hash, flatten, to_yaml
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
 from ddil_ray.factory import code_allowed
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
+from ddil_ray.runtime.lock import RunLock
 from ddil_ray.runtime.object_store import store_bytes
+from ddil_ray.runtime.resume import resumed_config
+from ddil_ray.runtime.retention import Retention
 from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
 from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.runtime.watch import Watch
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, RunInfo, View, read_journal
+from ddil_ray.training.checkpoint import LEARNER, read_rounds
 from ddil_ray.training.kept import kept_folder
 from ddil_ray.training.learner import round_models
 from ddil_ray.training.recipe import Ingredients, Recipe
@@ -41,22 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "distill", "resumed_config"]
 
 _POLL_S = 0.5
-_KEPT_ON_RESUME = (
-    "trainer.steps",
-    "trainer.batch_size",
-    "forward_states.batch_size",
-    "student_rollouts.batch_size",
-    "teacher_rollouts.batch_size",
-    "replay.reuse",
-    "states",
-    "objective",
-    "teacher",
-    "student.model",
-    "student.lora",
-    "data",
-    "seed",
-)
-"""Settings that the plan of states, or the shape of a checkpoint, is made from."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +56,6 @@ class RunResult:
     """By model and steps; empty where evaluation is off."""
     look: str
     """How to see the tracked run."""
-
-
-def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
-    """The config of the run in `run_dir`, to go on with.
-
-    Raises:
-        ConfigError: no run there, an override changes what its checkpoints and its plan are made from, or a secret is
-            not given again.
-    """
-    parent, slash, name = run_dir.rstrip("/").rpartition("/")
-    config_file = f"{run_dir.rstrip('/')}/config.yaml"
-    before = load_config(config_file, kind=RunConfig)
-    place = [f"output={json.dumps(parent or slash or '.')}", f"name={json.dumps(name)}"]
-    config = load_config(config_file, [*overrides, *place], kind=RunConfig)
-    check_complete(config)
-    for path in _KEPT_ON_RESUME:
-        old, new = (attrgetter(path)(c) for c in (before, config))
-        if not same_setting(path, before, config):
-            raise ConfigError(
-                f"`{path}` of a resumed run must stay {old!r}, but is {new!r} instead: the checkpoint and the plan of "
-                "the run depend on it. Start a new run to change it."
-            )
-    return config
 
 
 def distill(
@@ -122,6 +84,21 @@ def distill(
     if config.evaluation.enabled and benchmark is None:
         check_instruments(config.evaluation, made.data, made.teacher)
     folder = RunFolder(config.output, config.name)
+    with RunLock(folder, view.say):
+        return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
+
+
+def _distill(
+    config: RunConfig,
+    made: Ingredients,
+    folder: RunFolder,
+    view: View,
+    benchmark: Benchmark | None,
+    *,
+    resume: bool,
+    verbose: bool,
+) -> RunResult:
+    """`distill` of a config that has been checked, in a folder that is this run's alone."""
     if folder.has("checkpoints") and not resume:
         raise ConfigError(
             f"`name` must be new, but {folder.url} holds a run already. Choose another `name`, or go on with "
@@ -212,24 +189,24 @@ def _fitted(config: RunConfig) -> Recipe:
 
 def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> dict[int, DiffusionModel]:
     """Train to the end on the connected Ray, unless that was done before; the students of all phases."""
-    from ddil_ray.runtime.worker import load_shared
-
-    store = CheckpointStore(f"{folder.url}/checkpoints")
-    state, received = load_shared(store), None
-    total = recipe.config.trainer.steps * len(made.objective.phases)
-    if state is None or state["step"] < total:
+    store, received = CheckpointStore(f"{folder.url}/checkpoints"), None
+    newest, total = store.newest(view.say), recipe.config.trainer.steps * len(made.objective.phases)
+    if newest is None or newest.step < total:
         received = _run_parts(recipe, made, store, folder, view)
-        state = load_shared(store)
-    if state is None:
+        newest = store.newest(view.say)
+    if newest is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
-    if state["step"] < total:
-        stop = received or signal.SIGTERM
+    go_on = f"Go on with `ddil-ray distill --resume {folder.url}`."
+    if newest.step < total and received is None:
+        raise RunFailedError(f"Training has ended, but the newest whole checkpoint is of step {newest.step}. {go_on}")
+    if newest.step < total and received is not None:
         raise RunStoppedError(
-            f"Stopped by {signal.Signals(stop).name} after step {state['step']} of {total}; everything is saved. "
-            f"Go on with `ddil-ray distill --resume {folder.url}`.",
-            signal=stop,
+            f"Stopped by {signal.Signals(received).name} after step {newest.step} of {total}; everything is saved. "
+            f"{go_on}",
+            signal=received,
         )
-    return round_models(recipe.student_of(made.teacher), state["learner"]["rounds"])
+    with store.fetched(newest, LEARNER) as learner:
+        return round_models(recipe.student_of(made.teacher), read_rounds(learner))
 
 
 def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder: RunFolder, view: View) -> int | None:
@@ -246,12 +223,14 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
         scaling = Scaling(folder, config, hub, view.say)
-        watch = Watch(hub, view, signals, folder, monitor, scaling)
+        prune = Retention(store, config.checkpoint, folder.local / "metrics.jsonl", view.say)
+        watch = Watch(hub, view, signals, folder, monitor, scaling, prune)
         try:
             _fit(recipe, made, store, context, watch)
             if monitor is not None and signals.received is None:
                 monitor.finish(watch)
                 watch()
+            prune()
         finally:
             if monitor is not None:
                 monitor.kill()
@@ -279,7 +258,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
 
 def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: RunContext, watch: Any) -> None:
     """Run Ray Train in a thread, calling `watch` until it ends."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ddil_ray.runtime.streams import StreamSplit, stream_factory
@@ -311,7 +290,6 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     )
     failure: list[BaseException] = []

@@ -58,7 +58,8 @@ def stream_plan(
     """All blocks of a stream from `start_step` on, in the order in which ranks take them.
 
     Block k goes to rank k mod W, so the blocks of a phase are a multiple of W. The oldest weights that a block may come
-    from are those of `max_staleness` steps before the last step that depends on it (`ConsumptionPlan.last_steps`).
+    from are those of `max_staleness` steps before the last step that depends on it (`ConsumptionPlan.last_steps`), or
+    with `sync.deterministic` the newest that are published before it is needed.
     Without a `stretch` the largest number of workers does the whole run.
     """
     stretch = stretch or Stretch(recipe.config.trainer.workers[1])
@@ -71,7 +72,8 @@ def stream_plan(
             continue
         taken = stretch.taken(plan, origin, step=start_step, rows=rows) if phase == first_phase else 0
         needed, last = (f(origin, rows)[taken:] for f in (plan.first_steps, plan.last_steps))
-        versions = phase * steps + last - max_staleness if origin in USES_STUDENT else np.full(len(last), -1)
+        versions = _oldest(recipe, needed, last - max_staleness) + phase * steps
+        versions = versions if origin in USES_STUDENT else np.full(len(last), -1)
         indices = stretch.used_in(phase, steps, origin) + taken * ranks + np.arange(len(last) * ranks)
         each_rank = (plan.progress(origin, rows)[taken:], needed + phase * steps, versions, np.full(len(last), phase))
         progress, needed, versions, phase_of = (np.repeat(column, ranks) for column in each_rank)
@@ -79,6 +81,16 @@ def stream_plan(
     if not parts:  # all is done
         return StreamPlan(*np.zeros((len(fields(StreamPlan)), 0), int))
     return StreamPlan(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(StreamPlan)))
+
+
+def _oldest(recipe: Recipe, needed: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """The oldest weights for each block, in steps of a phase: `bound`, or where the run is deterministic the newest.
+
+    These are the newest that there are at the step that needs the block. The trainer cannot pass that step without it,
+    so they are the only ones that it can be made from.
+    """
+    every = recipe.config.sync.every
+    return needed // every * every if recipe.config.sync.deterministic else bound
 
 
 class Stage:

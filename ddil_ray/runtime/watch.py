@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -29,6 +30,7 @@ class Watch:
         folder: of the run, whose journal records are appended to.
         monitor: of covariate shift, where it is measured.
         scaling: answers requests for other numbers of actors.
+        prune: removes checkpoints that are not kept; called whenever there is another.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Watch:
         folder: RunFolder,
         monitor: MonitorHandle | None,
         scaling: Scaling,
+        prune: Callable[[], None],
     ) -> None:
-        self._scaling = scaling
+        self._scaling, self._prune, self._told = scaling, prune, set[str]()
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
         self._journal, self._advisor = Journal(folder.local / "metrics.jsonl", view.say), Advisor(view.say)
 
@@ -56,14 +59,19 @@ class Watch:
             self._monitor.watch()
         return self._signals.received is None
 
-    def _records(self) -> list[dict[str, float]]:
+    def _records(self) -> list[dict[str, Any]]:
         try:
-            records: list[dict[str, float]] = ray.get(self._hub.drain.remote(), timeout=10)
+            records: list[dict[str, Any]] = ray.get(self._hub.drain.remote(), timeout=10)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return []  # the hub is being started again, or the fit thread tells why not
         return records
 
-    def _take(self, records: list[dict[str, float]]) -> None:
+    def _take(self, taken: list[dict[str, Any]]) -> None:
+        for note in [record["note"] for record in taken if "note" in record]:
+            if note not in self._told:
+                self._told.add(note)
+                self._view.say(note)
+        records: list[dict[str, float]] = [record for record in taken if "note" not in record]
         for record in records:
             if "loss" in record:
                 record["system/cpu_percent"] = psutil.cpu_percent()
@@ -72,4 +80,5 @@ class Watch:
             self._view.show(record)
         self._journal.append(records)
         if any("checkpoint/step" in record for record in records):
+            self._prune()
             self._folder.sync_soon(self._view.say)

@@ -7,18 +7,21 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 from ddil_ray.runtime.admission import Stream
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hooks import RayHooks
 from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.reader import StreamReader
+from ddil_ray.runtime.saving import Saver
 from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
-from ddil_ray.runtime.storage import CheckpointStore
+from ddil_ray.runtime.storage import CheckpointStore, Saved, verify
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.stretch import Stretch
-from ddil_ray.training.checkpoint import read_checkpoint, read_shared
+from ddil_ray.training.checkpoint import read_checkpoint
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.loop import TrainingLoop
 from ddil_ray.training.parallel import Alone, strategy
@@ -26,7 +29,7 @@ from ddil_ray.training.placement import teaching, trained
 from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.wire import WIRE_DTYPES
 
-__all__ = ["load_shared", "load_state", "train_worker"]
+__all__ = ["load_state", "train_worker"]
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -39,10 +42,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         reader.start()  # the streams' actors start while this process loads its models
     rank, ranks = worker.get_world_rank(), worker.get_world_size()
     learner = _learner(context)
-    phases, state = len(learner.objective.phases), load_state(settings["store"], learner.parallel, rank, ranks)
+    newest, group = _agreed(settings["store"], context, rank)
+    state = None if newest is None else load_state(settings["store"], newest, learner.parallel, rank, ranks)
+    phases = len(learner.objective.phases)
     stretch = _stretch(recipe, state, phases=phases, workers=ranks)
     bound = recipe.staleness_of(stretch, phases=phases, bound=context.max_staleness)
-    hooks = RayHooks(context.hub, rank, ranks, learner.objective.student_becomes_teacher)
+    saver = _saver(settings["store"], context, group, rank, ranks)
+    hooks = RayHooks(context.hub, rank, ranks, learner.objective.student_becomes_teacher, saver)
     loop = TrainingLoop(
         learner=learner,
         plans=recipe.plans(phases, stretch),
@@ -60,9 +66,33 @@ def train_worker(settings: dict[str, Any]) -> None:
             left = state["held"] if state else 0
             changed = {"trainer/workers": ranks, "rows/left_behind": left, "staleness/bound": bound}
             context.hub.push.remote({"step": loop.step, **changed})
-    loop.run()
+    with saver:
+        loop.run()
     if hooks.publisher is not None:
         hooks.publisher.end()
+
+
+def _agreed(store: CheckpointStore, context: RunContext, rank: int) -> tuple[Saved | None, str]:
+    """What all ranks go on from, and how names of their checkpoints begin; rank 0 says."""
+    found: tuple[Saved | None, str] | None = None
+    if rank == 0:
+        attempt = ray.train.get_context().get_experiment_name()
+        found = store.newest(context.hub.tell.remote), store.new_group(attempt)
+    agreed: tuple[Saved | None, str] = ray.train.collective.broadcast_from_rank_zero(found)
+    return agreed
+
+
+def _saver(store: CheckpointStore, context: RunContext, group: str, rank: int, ranks: int) -> Saver:
+    """Saves this rank's share; rank 0's records stand for all."""
+    return Saver(
+        store,
+        lambda step: f"{group}_{step:09d}",
+        rank=rank,
+        ranks=ranks,
+        max_failures=context.recipe.config.checkpoint.max_failures,
+        tell=context.hub.tell.remote,
+        saved=context.hub.push.remote if rank == 0 else lambda record: None,
+    )
 
 
 def _learner(context: RunContext) -> Learner:
@@ -113,23 +143,13 @@ def _stretch(recipe: Recipe, state: dict[str, Any] | None, *, phases: int, worke
     return before.followed_by(workers, recipe.plans(phases, before)[phase], step=state["step"], rows=rows)
 
 
-def load_state(store: CheckpointStore, parallel: Alone, rank: int, ranks: int) -> dict[str, Any] | None:
-    """`TrainingLoop.state_dict` from the newest whole checkpoint, see `read_checkpoint`; None if there is none.
+def load_state(store: CheckpointStore, newest: Saved, parallel: Alone, rank: int, ranks: int) -> dict[str, Any]:
+    """`TrainingLoop.state_dict` from a checkpoint, see `read_checkpoint`.
 
-    Read from the store and not from `ray.train.get_checkpoint`, which does not know of a checkpoint whose worker died
-    before the controller had asked for it.
+    Read from the store and not from `ray.train.get_checkpoint`: Ray Train does not know of checkpoints, as it would
+    neither verify them nor fall back to an older one.
     """
-    newest = store.newest()
-    if newest is None:
-        return None
-    with ray.train.Checkpoint(newest, filesystem=store.filesystem()[0]).as_directory() as folder:
+    with ray.train.Checkpoint(newest.path, filesystem=store.filesystem()[0]).as_directory() as folder:
+        if folder != newest.path:  # brought here: on the way, too, no byte may change
+            verify(LocalFileSystem(), folder)
         return read_checkpoint(Path(folder), parallel, rank=rank, ranks=ranks)
-
-
-def load_shared(store: CheckpointStore) -> dict[str, Any] | None:
-    """What a process alone can read of the newest whole checkpoint: the step, and what is whole, as the rounds are."""
-    newest = store.newest()
-    if newest is None:
-        return None
-    with ray.train.Checkpoint(newest, filesystem=store.filesystem()[0]).as_directory() as folder:
-        return read_shared(Path(folder))

@@ -74,15 +74,15 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the same draws."""
-        columns = None if self._slots is None else self._slots[self._held].to_columns()
+        rows = None if self._slots is None else dict(vars(self._slots[self._held]))
         counters = {n: getattr(self, n) for n in ("evicted", "expired", "received", "drawn")}
-        return {"columns": columns, "uses": self._uses.clone(), **counters}
+        return {"rows": rows, "uses": self._uses.clone(), **counters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.clear()
-        if state["columns"] is not None:
-            self._append(StateBatch.from_columns(state["columns"]), state["uses"])
+        if state["rows"] is not None:
+            self._append(StateBatch(**state["rows"]), state["uses"])
         for name in ("evicted", "expired", "received", "drawn"):
             setattr(self, name, state[name])
 

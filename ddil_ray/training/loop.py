@@ -96,6 +96,10 @@ class TrainingLoop:
         """Updates of the whole run."""
         return self.settings.steps * len(self.plans)
 
+    @property
+    def _on_gpu(self) -> bool:
+        return self.learner.device.type == "cuda"
+
     def run(self) -> bool:
         """Train to the end; False where it was stopped early, after a checkpoint."""
         resumed = self.step > 0
@@ -183,6 +187,7 @@ class TrainingLoop:
             "rank": {
                 "generator": self.generator.get_state(),
                 "torch": torch.get_rng_state(),
+                "device": torch.cuda.get_rng_state(self.learner.device) if self._on_gpu else None,
                 "taken": {int(o): n for o, n in self._taken.items()},
                 "buffers": {int(o): b.state_dict() for o, b in self.buffers.items()},
             },
@@ -202,6 +207,8 @@ class TrainingLoop:
         rank = state["rank"]
         self.generator.set_state(rank["generator"])
         torch.set_rng_state(rank["torch"])
+        if self._on_gpu and rank["device"] is not None:
+            torch.cuda.set_rng_state(rank["device"], self.learner.device)
         for origin, buffer in self.buffers.items():
             self._taken[origin] = rank["taken"][int(origin)]
             buffer.load_state_dict(rank["buffers"][int(origin)])

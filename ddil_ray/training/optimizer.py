@@ -143,11 +143,18 @@ class NetworkOptimizer:
         return {name: getattr(self, name).state_dict() for name in ("adam", "schedule", "scaler")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, whole or in parts."""
+        """Restore what `state_dict` gave, whole or in parts; learning rate, betas and weight decay stay this one's."""
+        schedule, epoch = self.schedule, state["schedule"]["last_epoch"]
+        rates = [base * factor(epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.load_state_dict({**state["schedule"], "base_lrs": schedule.base_lrs, "_last_lr": rates})
         moments = {i: self._like_parameter(i, kept) for i, kept in state["adam"]["state"].items()}
-        self.adam.load_state_dict({**state["adam"], "state": moments})
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        groups = [
+            {**kept, **{name: mine[name] for name in ("initial_lr", "betas", "weight_decay")}, "lr": rate}
+            for kept, mine, rate in zip(state["adam"]["param_groups"], self.adam.param_groups, rates, strict=True)
+        ]
+        self.adam.load_state_dict({**state["adam"], "state": moments, "param_groups": groups})
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
 
     def _like_parameter(self, index: int, kept: dict[str, Any]) -> dict[str, Any]:
         """What is as large as a parameter, cut as it is."""

@@ -69,8 +69,8 @@ def test_two_workers_with_parts_of_networks_survive_a_kill_and_leave_a_student(r
     _check(config, result)
     steps = [r["step"] for r in _training(config)]
     assert max(steps.count(n) for n in range(2, 21, 2)) == 1  # nothing before the checkpoint at 20 was done again
-    newest = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*/__0_0.distcp"))[-1]
-    assert newest.with_name("__1_0.distcp").exists()
+    newest = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*/parts-0.safetensors"))[-1]
+    assert newest.with_name("parts-1.safetensors").exists()
 
 
 @pytest.mark.slow

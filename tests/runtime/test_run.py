@@ -15,6 +15,7 @@ from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.context import anchored
 from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.tracking import read_journal
+from ddil_ray.training.checkpoint import read_shared
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
 
@@ -141,8 +142,8 @@ def test_two_workers_share_the_critic_of_distribution_matching(run_dir):
     records = _training(config)
     assert records[-1]["step"] == 20
     assert all("critic/loss" in r and "gan/critic_loss" in r for r in records)
-    checkpoint = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*/learner.pt"))[-1]
-    state = torch.load(checkpoint, weights_only=True)["learner"]
+    checkpoint = sorted(Path(result.folder, "checkpoints", "attempt-1").glob("checkpoint_*"))[-1]
+    state = read_shared(checkpoint)["learner"]
     assert state["objective"]["iteration"] == 20
     assert state["optimizers"]["critic"]["adam"]["state"][0]["step"] == 20
     assert state["optimizers"]["student"]["adam"]["state"][0]["step"] == 10

@@ -17,11 +17,11 @@ from rich.console import Console
 from runs import small_run
 
 from ddil_ray.config import config_hash, flatten, load_config, to_yaml
-from ddil_ray.config.restored import check_complete, same_setting
+from ddil_ray.config.restored import check_complete
 from ddil_ray.data import load_images
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.redact import HIDDEN, is_redacted, redact, redacted
-from ddil_ray.runtime.run import resumed_config
+from ddil_ray.runtime.resume import changes, resumed_config
 from ddil_ray.tracking import TRACKERS, RunInfo, View
 from ddil_ray.tracking.background import BackgroundTracker
 
@@ -132,14 +132,14 @@ def test_going_on_asks_for_secrets_again(secret_run, tmp_path):
     config = resumed_config(str(folder), again)
     assert (config.tracking.uri, config.data.source) == (URI, secret_run.data.source)
     check_complete(config)
-    with pytest.raises(ConfigError, match=r"`data` of a resumed run must stay"):
+    with pytest.raises(ConfigError, match=r"`data.source` of a resumed run must stay"):
         resumed_config(str(folder), [*again, "data.source=memory://KEY:hunter2@other/images"])
 
 
 def test_settings_are_the_same_whatever_their_secrets(secret_run):
     data = secret_run.data.model_copy(update={"source": "memory://KEY:hunter3@bucket/images"})
-    assert same_setting("data", secret_run, secret_run.model_copy(update={"data": data}))
-    assert not same_setting("seed", secret_run, secret_run.model_copy(update={"seed": 7}))
+    assert not changes(secret_run, secret_run.model_copy(update={"data": data}))
+    assert changes(secret_run, secret_run.model_copy(update={"seed": 7})) == {"seed": (secret_run.seed, 7)}
 
 
 def test_messages_have_no_secret_in_them(tmp_path):

@@ -81,24 +81,34 @@ def test_the_rounds_are_whole_without_a_process_group(written, whole):
 
 def test_every_process_writes_its_part_alone(written):
     """Weights, average, moments and critic with moments: seven copies of a network, of which each wrote a half."""
-    sizes = [json.loads((written / f"manifest-{rank}-of-2.json").read_text()) for rank in range(2)]
-    parts = [sum(size for name, size in mine.items() if name.endswith(".distcp")) for mine in sizes]
+    files = [json.loads((written / f"manifest-{rank}-of-2.json").read_text())["files"] for rank in range(2)]
+    parts = [mine[f"parts-{rank}.safetensors"]["size"] for rank, mine in enumerate(files)]
     assert parts[0] == pytest.approx(parts[1], rel=0.05)
-    assert set(sizes[0]) - set(sizes[1]) == {"learner.pt", "rank-0.pt", ".metadata", "__0_0.distcp"}
+    assert set(files[0]) == {"learner.safetensors", "rank-0.safetensors", "parts-0.safetensors"}
+    assert set(files[1]) == {"rank-1.safetensors", "parts-1.safetensors"}
 
 
 @pytest.mark.parametrize(
-    "file", ["learner.pt", "rank-1.pt", ".metadata", "__1_0.distcp", "manifest-0-of-2.json", "manifest-1-of-2.json"]
+    "file",
+    [
+        "learner.safetensors",
+        "rank-1.safetensors",
+        "parts-1.safetensors",
+        "manifest-0-of-2.json",
+        "manifest-1-of-2.json",
+    ],
 )
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "missing"])
 def test_a_half_written_checkpoint_is_not_the_newest(written, tmp_path, file, cut):
     store = CheckpointStore(str(tmp_path))
     for name in ("checkpoint_1", "checkpoint_2"):
         shutil.copytree(written, tmp_path / "attempt-1" / name)
-    assert Path(store.newest()).name == "checkpoint_2"
+    assert Path(store.newest(pytest.fail).path).name == "checkpoint_2"
     broken = tmp_path / "attempt-1" / "checkpoint_2" / file
     content = broken.read_bytes()
     broken.unlink()
     if cut:
         broken.write_bytes(content[: len(content) // 2])
-    assert Path(store.newest()).name == "checkpoint_1"
+    said: list[str] = []
+    assert Path(store.newest(said.append).path).name == "checkpoint_1"
+    assert len(said) == 1

@@ -1,0 +1,179 @@
+"""One run per name: a lock in the run folder, which its owner keeps alive, and which a dead owner loses.
+
+It works on any storage that shows what was last written. On disks and on S3 creating it is exclusive; elsewhere, and
+where a dead owner's lock is taken over, whoever wrote last has it, which each finds out by reading it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+from fsspec.implementations.local import LocalFileSystem
+
+from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.folder import RunFolder, write_whole
+
+__all__ = ["LOCK", "RunLock"]
+
+LOCK = "lock.json"
+_STALE_BEATS, _TRIES = 6, 3
+
+
+class RunLock:
+    """Held while it is entered, by this process alone.
+
+    Args:
+        folder: of the run.
+        say: told when the lock of a dead owner is taken over.
+        beat_s: seconds between signs of life; six without one, and then two more that are watched, and the owner is
+            dead. On the owner's own machine it is dead when its process is.
+
+    Raises:
+        ConfigError: on entry, another process has it.
+        RunFailedError: on exit, another process took it over, which this one was told by SIGTERM.
+    """
+
+    def __init__(self, folder: RunFolder, say: Callable[[str], None], *, beat_s: float = 10.0) -> None:
+        self._fs, self._path, self._url = folder.fs, f"{folder.root}/{LOCK}", folder.url
+        self._say, self._beat_s = say, beat_s
+        me = psutil.Process()
+        self._mine: dict[str, Any] = {
+            "token": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": me.pid,
+            "process_started": me.create_time(),
+            "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        self._lost: dict[str, Any] | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> RunLock:
+        for _ in range(_TRIES):
+            if self._create():
+                break
+            if (holder := self._read()) is not None:
+                self._take_over(holder)
+                break
+            time.sleep(min(1.0, self._beat_s))  # it is being written, or was released this moment
+        else:
+            self._write()  # neither: the rest of a writing that was cut off
+        self._check_mine()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._lost is not None:
+            raise RunFailedError(f"This run must be the only one of its name, but {self._active(self._lost)}.")
+        with contextlib.suppress(Exception):  # it would be found dead, too
+            if self._is_mine(self._read()):
+                self._fs.rm_file(self._path)
+
+    def _create(self) -> bool:
+        content = self._content()
+        try:
+            if isinstance(self._fs, LocalFileSystem):
+                with open(self._path, "xb") as file:
+                    file.write(content)
+            else:
+                self._fs.pipe_file(self._path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _take_over(self, holder: dict[str, Any]) -> None:
+        if not self._is_dead(holder):
+            raise ConfigError(
+                f"`name` must be that of no run that is active, but {self._active(holder)}. Wait for it, stop it, or "
+                f"choose another `name`; if it is dead, remove {self._url}/{LOCK}."
+            )
+        self._say(f"Taking over from a run that died: {self._active(holder, verb='was')}.")
+        self._write()
+        time.sleep(min(1.0, self._beat_s))  # whoever else found it dead has written by now
+
+    def _check_mine(self) -> None:
+        holder = self._read()
+        if holder is not None and not self._is_mine(holder):
+            raise ConfigError(
+                f"`name` must be that of no run that is active, but {self._active(holder)}, since this moment. Choose "
+                "another `name`."
+            )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            with contextlib.suppress(Exception):  # a storage that fails for a while is tried again
+                holder = self._read()
+                if holder is not None and not self._is_mine(holder):
+                    self._lost = holder
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                self._write()
+
+    def _is_dead(self, holder: dict[str, Any]) -> bool:
+        if holder["machine"] == self._mine["machine"]:
+            return not _lives(holder["pid"], holder["process_started"])
+        if time.time() - holder["beat"] < _STALE_BEATS * self._beat_s:
+            return False
+        time.sleep(2 * self._beat_s)  # clocks differ: what still beats is alive
+        later = self._read()
+        return later is None or later["beat"] == holder["beat"]
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the lock holds; None where there is none, or one that is just being written."""
+        self._fs.invalidate_cache()
+        try:
+            content: Any = json.loads(self._fs.cat_file(self._path))
+        except (FileNotFoundError, ValueError):
+            return None
+        return content if isinstance(content, dict) and self._mine.keys() <= content.keys() else None
+
+    def _write(self) -> None:
+        if isinstance(self._fs, LocalFileSystem):
+            write_whole(self._fs, self._path, self._content())
+        else:  # objects are whole or not there
+            self._fs.pipe_file(self._path, self._content())
+
+    def _content(self) -> bytes:
+        return json.dumps({**self._mine, "beat": time.time()}, indent=2).encode()
+
+    def _is_mine(self, holder: dict[str, Any] | None) -> bool:
+        return holder is not None and bool(holder["token"] == self._mine["token"])
+
+    def _active(self, holder: dict[str, Any], *, verb: str = "is") -> str:
+        age = max(0.0, time.time() - holder["beat"])
+        return (
+            f"{self._url} {verb} active on {holder['host']} since {holder['since']} (process {holder['pid']}, last "
+            f"sign of life {age:.0f} s ago)"
+        )
+
+
+def _lives(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 1
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _machine() -> str:
+    """What processes have in common that see each other's numbers: the host, its start and its process namespace."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # where there is no such folder the host's name must do
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return "/".join(parts)

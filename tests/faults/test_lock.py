@@ -1,0 +1,170 @@
+"""Row of the fault matrix: two runs of one name. All without Ray, the other run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.folder import RunFolder
+from ddil_ray.runtime.lock import LOCK, RunLock
+
+HOLD = """
+import sys, time
+from ddil_ray.folder import RunFolder
+from ddil_ray.runtime.lock import RunLock
+with RunLock(RunFolder(sys.argv[1], "mine"), print, beat_s=float(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(str(tmp_path), "mine")
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the lock; ends when its input does."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "0.2"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def content(folder):
+    return json.loads(Path(folder.url, LOCK).read_text())
+
+
+def write(folder, **changes):
+    """A lock as another machine's run left it, or keeps it."""
+    with RunLock(folder, pytest.fail):
+        left = content(folder)
+    left |= {"token": "other", "host": "far", "machine": "far/1"} | changes
+    Path(folder.url, LOCK).write_text(json.dumps(left))
+
+
+def test_a_second_run_of_a_name_is_told_who_has_it(folder, other):
+    expected = rf"active on \S+ since 20.*process {other.pid}, last sign of life \d s ago.*another `name`.*{LOCK}"
+    with pytest.raises(ConfigError, match=expected), RunLock(folder, pytest.fail):
+        pass
+    other.communicate("")
+    assert not Path(folder.url, LOCK).exists()
+    with RunLock(folder, pytest.fail):
+        assert content(folder)["pid"] == os.getpid()
+
+
+def test_the_lock_of_a_killed_run_is_taken_over_at_once(folder, other):
+    other.kill()
+    other.wait()
+    said, started = [], time.monotonic()
+    with RunLock(folder, said.append, beat_s=60):
+        assert time.monotonic() - started < 5
+        assert content(folder)["pid"] == os.getpid()
+    assert len(said) == 1
+    assert f"process {other.pid}" in said[0]
+    assert not Path(folder.url, LOCK).exists()
+
+
+def test_a_silent_run_of_another_machine_is_dead_when_it_stays_silent(folder):
+    write(folder, beat=time.time() - 100)
+    said = []
+    with RunLock(folder, said.append, beat_s=0.1):
+        assert content(folder)["token"] != "other"
+    assert "was active on far" in said[0]
+
+
+@pytest.mark.parametrize("ago_s", [0, 100], ids=["by its time", "by its signs of life, whatever its clock says"])
+def test_a_run_of_another_machine_is_alive(folder, ago_s):
+    write(folder, beat=time.time() - ago_s)
+    ended = threading.Event()
+
+    def beat():
+        while not ended.wait(0.1):
+            part = Path(folder.url, "part")
+            part.write_text(json.dumps(content(folder) | {"beat": time.time() - ago_s}))
+            part.replace(Path(folder.url, LOCK))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match="active on far"), RunLock(folder, pytest.fail, beat_s=0.5):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_run_that_lost_its_lock_stops_and_says_to_whom(folder):
+    """As one whose machine slept for long."""
+    signals = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+
+    def run():
+        with RunLock(folder, pytest.fail, beat_s=0.05):
+            taken = content(folder) | {"token": "other", "host": "far"}
+            while not signals:
+                Path(folder.url, LOCK).write_text(json.dumps(taken))
+                time.sleep(0.01)
+
+    try:
+        with pytest.raises(RunFailedError, match=r"must be the only one of its name.*active on far"):
+            run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert content(folder)["token"] == "other"
+
+
+def test_of_many_that_start_at_once_one_has_it(tmp_path):
+    gate, has, refused = threading.Barrier(8), [], []
+
+    def run():
+        lock = RunLock(RunFolder(str(tmp_path), "mine"), lambda text: None, beat_s=0.3)
+        gate.wait()
+        try:
+            with lock:
+                has.append(1)
+                done.wait(5)
+        except ConfigError as error:
+            refused.append(str(error))
+            if len(refused) == 7:
+                done.set()
+
+    done = threading.Event()
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(has), len(refused)) == (1, 7)
+
+
+@pytest.mark.parametrize("text", ["", '{"token": "ab', "{}", "[]"])
+def test_a_lock_that_was_cut_off_while_it_was_written_stops_nobody(folder, text):
+    Path(folder.url, LOCK).write_text(text)
+    with RunLock(folder, pytest.fail, beat_s=0.05):
+        assert content(folder)["pid"] == os.getpid()
+
+
+def test_an_object_store_has_locks_too(tmp_path):
+    """A storage without folders and without renaming: what `RunLock` asks of it is create, put, get and remove."""
+    folder = RunFolder("memory://bucket", "mine")
+    with RunLock(folder, pytest.fail):
+        with (
+            pytest.raises(ConfigError, match="is active on"),
+            RunLock(RunFolder("memory://bucket", "mine"), pytest.fail),
+        ):
+            pass
+        assert folder.has(LOCK)
+    assert not folder.has(LOCK)
