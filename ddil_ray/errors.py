@@ -10,6 +10,7 @@ __all__ = [
     "RunStoppedError",
     "ShapeError",
     "StaleStateError",
+    "StreamLostError",
     "first_line",
 ]
 
@@ -56,3 +57,7 @@ class RunFailedError(DdilError, RuntimeError):
     """A run that started and could not go on; commands exit with code 1 on it."""
 
     exit_code = 1
+
+
+class StreamLostError(RunFailedError):
+    """A stream of states that broke off, by the fault of no setting and no model: another start may go on with it."""

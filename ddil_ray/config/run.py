@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt, model_validator
 
+from ddil_ray.config.faults import Faults
 from ddil_ray.config.groups import (
     Checkpoint,
     Data,
@@ -51,6 +52,7 @@ class RunConfig(Group):
     labels: LabelRole = LabelRole()
     shift: Shift = Shift()
     checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
     tracking: Tracking = Tracking()
     evaluation: Evaluation = Evaluation()
 

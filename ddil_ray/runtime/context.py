@@ -34,6 +34,8 @@ class RunContext:
     max_staleness: int
     kept: str | None = None
     """Folder of kept blocks, where some are kept."""
+    poisoned: str | None = None
+    """Folder of samples of states that were not finite; None: there are none."""
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_ray.config import RunConfig, config_hash, flatten, load_config, to_yaml
-from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
+from ddil_ray.errors import ConfigError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
 from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
@@ -219,12 +219,14 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     """Start the parts on Ray and watch them until training has ended; the signal that ended it, if one did."""
     import ray
 
+    from ddil_ray.runtime.health import Limits
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
 
     config = recipe.config
     measure_every = config.shift.every if config.shift.enabled else None
-    hub = Hub.remote(measure_every, pool_bounds(config))  # type: ignore[attr-defined]
+    limits = Limits(config.faults.max_deaths, config.faults.death_window_s)
+    hub = Hub.remote(measure_every, pool_bounds(config), limits)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
@@ -256,6 +258,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
         prompts=ray.put(made.prompts),
         max_staleness=made.max_staleness,
         kept=kept_folder(recipe.config, folder.url),
+        poisoned=f"{folder.url}/poisoned",
     )
 
 
@@ -265,6 +268,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ddil_ray.runtime.streams import StreamSplit, stream_factory
+    from ddil_ray.runtime.verdict import Judge, explain
     from ddil_ray.runtime.worker import train_worker
 
     config, attempts = recipe.config, store.attempts()
@@ -294,6 +298,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=[Judge(context.hub)],
         ),
     )
     failure: list[BaseException] = []
@@ -310,19 +315,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
         thread.join(_POLL_S)
         watch()
     if failure:
-        raise RunFailedError(_explain(failure[0])) from failure[0]
-
-
-def _explain(error: BaseException) -> str:
-    """The library's own message where there is one in the chain of causes, else the last line."""
-    causes = list(getattr(error, "worker_failures", {}).values())
-    for cause in causes:
-        while cause is not None:
-            if isinstance(cause, DdilError):
-                return str(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"Training failed: {lines[-1].strip() if lines else type(error).__name__}"
+        raise RunFailedError(explain(failure[0], watch.trainer_words())) from failure[0]
 
 
 def _results(
