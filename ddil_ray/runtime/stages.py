@@ -6,7 +6,6 @@ step that the trainer resumed at, waits for admission, takes newer weights if th
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from ddil_ray.runtime.admission import Ask, StreamPlan
 from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.runtime.hub import Grant
 from ddil_ray.runtime.poison import Sieve
+from ddil_ray.runtime.turns import Turns
 from ddil_ray.runtime.watchdog import Watchdog
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
@@ -38,8 +38,7 @@ __all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "
 
 _NO_PHASE = -1
 _PATIENCE_S = 2.0
-"""That a block waits before it lets another of its actor ask."""
-_GIVE_WAY_S = 0.01
+"""That a block waits before it lets an earlier one ask that came to its actor later."""
 
 
 def best_device() -> torch.device:
@@ -122,7 +121,7 @@ class Stage:
         self.watchdog: Watchdog | None = None
         """Told of every block that is begun and done."""
         self._admitted_at = self._busy_s = 0.0
-        self._turn = threading.Lock()
+        self._turns = Turns()
         self._actor: str = ray.get_runtime_context().get_actor_id() or ""
 
     def _sieve(self, role: str, origin: Origin) -> Sieve:
@@ -135,11 +134,11 @@ class Stage:
     ) -> Iterator[None]:
         """Wait until a block may be made, and take newer weights; while it is made, no other is.
 
-        Ray Data has several requests wait in an actor, in any order. One that may not be made yet gives way now and
-        then, so that an earlier one, whose block it may depend on, is never stuck behind it.
+        Ray Data has several requests wait in an actor, in any order. The earliest asks first, and one that came before
+        it and may not be made yet gives way: an earlier block, which it may depend on, is never stuck behind it.
         """
         while True:
-            with self._turn:
+            with self._turns.of(block or 0):
                 ask = Ask(stream, phase, block, self.known, self._busy_s, self._actor, sieve.count)
                 grant = ray.get(self.context.hub.admit.remote(ask, _PATIENCE_S))
                 if grant is not None:
@@ -149,7 +148,6 @@ class Stage:
                     self._take(grant, maker.load_student if maker else None)
                     yield
                     return
-            time.sleep(_GIVE_WAY_S)
 
     def _done(self, states: StateBatch, sieve: Sieve) -> Columns:
         """A block that was admitted, ready to travel."""
