@@ -27,6 +27,12 @@ _NO_ROOM = (
     "taken by others. Add nodes, or lower `trainer.num_workers`; `--resume` goes on from the last checkpoint."
 )
 
+_DISK_FULL = (
+    "Ray's object store must have room, but it is full, and so is the disk of a node that it goes on to (its temporary "
+    "folder). Free that disk, start Ray with `--object-spilling-directory` on a larger one, or lower `replay.ahead` and "
+    "roles' `batch_size`; `--resume` goes on from the last checkpoint."
+)
+
 
 class Judge(WorkerGroupCallback):  # type: ignore[misc]
     """Lives in Ray Train's controller.
@@ -70,6 +76,8 @@ def explain(error: BaseException | None, last_words: str | None = None) -> str:
         error: what Ray Train raised, or a worker.
         last_words: of the trainer, where it ended itself.
     """
+    if "OutOfDiskError" in str(error):
+        return _DISK_FULL
     causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
     for cause in causes:
         while cause is not None:

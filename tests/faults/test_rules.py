@@ -285,6 +285,8 @@ def test_the_reason_is_found_under_what_ray_says():
     assert explain(wrapped) == "the stream"
     mistake = WorkerGroupError("two lines\nof Ray", {0: TypeError("no such argument\nmore")})
     assert explain(mistake) == "Training failed: TypeError: no such argument"
+    full = WorkerGroupError("ray.exceptions.OutOfDiskError: Local disk is full", {0: StreamLostError("x")})
+    assert "--object-spilling-directory" in explain(full)
     died = WorkerGroupError("two lines\nof Ray", {0: OSError("gone")})
     assert explain(died) == "Training failed: of Ray"
     assert "the trainer hung: step 3" in explain(died, "hung: step 3 for 9000 s, at forward (net.py:3)")
