@@ -13,9 +13,10 @@ from runs import DMD2, small_run
 from ddil_ray.errors import ConfigError, RunFailedError, StreamLostError
 from ddil_ray.runtime.health import Health, Limits, Newcomer
 from ddil_ray.runtime.poison import Sieve
+from ddil_ray.runtime.reader import StreamReader
 from ddil_ray.runtime.verdict import explain, would_fail_again
 from ddil_ray.runtime.watchdog import Watchdog
-from ddil_ray.states.batch import StateBatch
+from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import SourceContext, StateRequest, make_states
 from ddil_ray.training.kept import from_parquet
 from ddil_ray.training.learner import Learner
@@ -255,6 +256,28 @@ def test_rest_is_no_hang_and_slow_work_has_ten_times_its_median():
     time.sleep(1.0)
     watchdog.end()
     assert told == []
+
+
+class _Silent:
+    """A stream whose actors never make a block."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def iter_batches(self, **_):
+        self.ended.wait(30)
+        return iter(())
+
+
+def test_a_trainer_that_gets_no_block_says_what_the_actors_of_the_stream_are_at():
+    shard = _Silent()
+    reader = StreamReader(Origin.MIXED, shard, 4, patience_s=0.2, standing=lambda origin: f"{origin.label}: all wait")
+    reader.start()
+    with pytest.raises(RunFailedError, match=r"A block of mixed states must come within 0.2 s, but none did: mixed: all"):
+        reader.next()
+    shard.ended.set()
+    with pytest.raises(RunFailedError, match="ended before training did"):
+        reader.next()
 
 
 # What is tried again --------------------------------------------------------------------------------------------
