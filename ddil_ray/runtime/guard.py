@@ -88,7 +88,8 @@ class Guard:
         if isinstance(error, DdilError):
             return str(error)
         where = traceback.extract_tb(error.__traceback__)[-1]
-        advice = f" Lower `{self._role}.batch_size`." if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
+        lacks_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        advice = f" Lower `{self._role}.batch_size`." if lacks_memory else ""
         return (
             f"An actor of `{self._role}` failed {what}: {type(error).__name__}: {first_line(error)} "
             f"({os.path.basename(where.filename)}:{where.lineno} in {where.name}).{advice} What was saved is there: "

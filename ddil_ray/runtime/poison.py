@@ -91,7 +91,8 @@ class Sieve:
         fs, root = fsspec.core.url_to_fs(self.folder)
         if self._files < _SAMPLES:
             self._files += 1
-            name = f"{self.role}-{self.source}-phase-{int(wrong.phase[0])}-version-{int(wrong.version[0])}-{self._files}.parquet"
+            made = f"phase-{int(wrong.phase[0])}-version-{int(wrong.version[0])}-{self._files}"
+            name = f"{self.role}-{self.source}-{made}.parquet"
             try:
                 write_whole(fs, f"{root}/{name}", to_parquet(wrong[:_ROWS]))
             except Exception as error:  # every filesystem has errors of its own

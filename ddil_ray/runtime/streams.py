@@ -97,7 +97,7 @@ def _least(role: R) -> R:
 
 
 def _giving_way(role: Role) -> dict[str, Any]:
-    """A pool whose actors take in all requests that wait in them, and one that Ray repeats: none is stuck behind another.
+    """A pool whose actors take in all requests that wait in them, and one that Ray repeats: none is behind another.
 
     They still make one block at a time, see `Stage`.
     """

@@ -18,19 +18,21 @@ from ddil_ray.errors import DdilError, RunFailedError, StreamLostError, first_li
 __all__ = ["Judge", "explain", "would_fail_again"]
 
 _PATIENCE_S = 5.0
-_MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, NameError)
-_MISTAKES += (TypeError, ValueError)
+_MISTAKES: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, NameError),
+    *(TypeError, ValueError),
+)
 """What a program meets again that does the same again."""
 
 _NO_ROOM = (
-    "The trainer must find room for its {workers} workers, but the cluster had none for minutes: a node may be lost, or "
-    "taken by others. Add nodes, or lower `trainer.num_workers`; `--resume` goes on from the last checkpoint."
+    "The trainer must find room for its {workers} workers, but the cluster had none for minutes: a node may be lost or "
+    "taken. Add nodes, or lower `trainer.num_workers`; `--resume` goes on from the last checkpoint."
 )
 
 _DISK_FULL = (
-    "Ray's object store must have room, but it is full, and so is the disk of a node that it goes on to (its temporary "
-    "folder). Free that disk, start Ray with `--object-spilling-directory` on a larger one, or lower `replay.ahead` and "
-    "roles' `batch_size`; `--resume` goes on from the last checkpoint."
+    "Ray's object store must have room, but it is full, and so is the disk that it goes on to (Ray's temporary folder, "
+    "on some node). Free that disk, start Ray with `--object-spilling-directory` on a larger one, or lower "
+    "`replay.ahead` and roles' `batch_size`; `--resume` goes on from the last checkpoint."
 )
 
 
