@@ -72,9 +72,7 @@ def test_few_wrong_rows_are_lived_through_and_more_end_the_run(tmp_path):
     wrong.x_t[0] = torch.inf
     for _ in range(5):  # 5 of 512
         sieve.sift(wrong)
-    with pytest.raises(
-        RunFailedError, match=r"`student_rollouts`.*1\.17%.*from student.*`faults.max_poisoned`"
-    ):
+    with pytest.raises(RunFailedError, match=r"`student_rollouts`.*1\.17%.*from student.*`faults.max_poisoned`"):
         sieve.sift(wrong)
     assert len(list(tmp_path.iterdir())) == 6
     late = _sieve(most=0.01)
@@ -277,9 +275,7 @@ def test_a_trainer_that_gets_no_block_says_what_the_actors_of_the_stream_are_at(
     shard = _Silent()
     reader = StreamReader(Origin.MIXED, shard, 4, patience_s=0.2, standing=lambda origin: f"{origin.label}: all wait")
     reader.start()
-    with pytest.raises(
-        RunFailedError, match=r"A block of mixed states must come within 0.2 s.*: mixed: all"
-    ):
+    with pytest.raises(RunFailedError, match=r"A block of mixed states must come within 0.2 s.*: mixed: all"):
         reader.next()
     shard.ended.set()
     with pytest.raises(RunFailedError, match="ended before training did"):
