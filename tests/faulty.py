@@ -24,10 +24,16 @@ __all__ = [
     "poisons_few",
     "raises",
     "raises_in_trainer",
+    "session",
     "trainer_hangs_once",
 ]
 
 ACTOR, TRAINER = "ray::MapWorker", "ray::RayTrainWorker"
+
+
+def session(name: str) -> Path:
+    """A file that all processes of this Ray find."""
+    return Path(ray._private.worker._global_node.get_session_dir_path(), name)
 
 
 class _Faulty(TinyNetwork):
@@ -45,7 +51,13 @@ def raises() -> DiffusionModel:
 
 
 def raises_in_trainer() -> DiffusionModel:
-    return _faulty(TRAINER, _raise(TypeError("a student takes no such argument")))
+    fail = _raise(TypeError("a student takes no such argument"))
+
+    def told(prediction: Tensor) -> Tensor:
+        session(f"raised-{os.getpid()}").touch()
+        return fail(prediction)
+
+    return _faulty(TRAINER, told)
 
 
 def device_fails_once() -> DiffusionModel:
@@ -102,7 +114,7 @@ def _once(name: str, fault: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
     def first(prediction: Tensor) -> Tensor:
         try:
-            Path(ray._private.worker._global_node.get_session_dir_path(), name).touch(exist_ok=False)
+            session(name).touch(exist_ok=False)
         except FileExistsError:
             return prediction
         return fault(prediction)

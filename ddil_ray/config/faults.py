@@ -21,9 +21,8 @@ class Faults(Group):
         "step, which may wait for blocks",
     )
     max_deaths: Count = Field(
-        5, description="deaths of a pool's actors within death_window_s that a run lives through; one more ends it"
+        5, description="deaths of an actor, without a block that it finished in between; one more ends the run"
     )
-    death_window_s: Positive = 600.0
     max_poisoned: Fraction = Field(
         0.01, description="share of an actor's last 64 blocks that may be NaN or infinity; more ends the run"
     )

@@ -5,21 +5,13 @@ Plain rules without Ray or torch, like those of `admission.py`.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from dataclasses import dataclass, field
 
-__all__ = ["Health", "Limits", "Newcomer"]
+__all__ = ["Health", "Newcomer"]
 
 _HANGS = 2
-"""Times that a pool's actors may hang, however long ago."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a run gives up; see the config group `faults`."""
-
-    max_deaths: int = 5
-    window_s: float = 600.0
+"""Times in a row that an actor may hang."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +34,28 @@ class _Actor:
     of: Newcomer
     doing: str
     since: float
+    rests: bool = False
+    """It waits to be let go on: whatever it dies of, it is no work of its own."""
+    deaths: int = 0
+    """At work, since it last finished a block; Ray repeats the block that it died at."""
+    hangs: int = 0
+    """Of these."""
 
 
 @dataclass
 class Health:
     """The actors of a run's streams, and why the run must end if it must.
 
-    Times are seconds of any clock.
+    Machines go and processes are killed, however often: that is lived through. What ends a run is an actor that dies of
+    its own work again and again, so that it finishes nothing in between. Times are seconds of any clock.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    max_deaths: int = 5
     failure: str | None = None
     """Why the run must end: the first reason."""
     died: Counter[str] = field(default_factory=Counter)
     """Deaths of actors by pool, over the whole run."""
     _actors: dict[str, _Actor] = field(default_factory=dict)
-    _deaths: defaultdict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
-    _hangs: Counter[str] = field(default_factory=Counter)
     _words: dict[str, str] = field(default_factory=dict)
 
     def fail(self, reason: str) -> None:
@@ -71,30 +68,39 @@ class Health:
 
     def joined(self, newcomer: Newcomer, *, now: float, cause: str = "") -> None:
         """An actor starts. `cause` is what Ray says of the end of its `predecessor`, if there is one."""
-        actor, pool = newcomer.actor, newcomer.pool
-        if actor in self._actors:
-            told = self._words.pop(actor, None)
-            self._count_death(pool, newcomer.role, told or cause or "no reason is known", now)
+        before = self._actors.get(newcomer.actor)
         # With a trainer that starts again come pools of other actors.
-        gone = [a for a, n in self._actors.items() if n.of.pool == pool and n.of.incarnation < newcomer.incarnation]
-        for other in gone:
-            del self._actors[other]
-        self._actors[actor] = _Actor(newcomer, "loads its models", now)
+        self._actors = {
+            name: actor
+            for name, actor in self._actors.items()
+            if actor.of.pool != newcomer.pool or actor.of.incarnation >= newcomer.incarnation
+        }
+        here = self._actors[newcomer.actor] = _Actor(newcomer, "loads its models", now)
+        if before is not None:
+            here.deaths, here.hangs = before.deaths + (not before.rests), before.hangs
+            self.died[newcomer.pool] += 1
+            self._judge(here, self._words.pop(newcomer.actor, None) or cause or "no reason is known")
 
     def last_words(self, actor: str, words: str, *, hung: bool) -> None:
         """What an actor says before its process ends itself."""
         self._words[actor] = words
         if hung and actor in self._actors:
-            self._hangs[self._actors[actor].of.pool] += 1
+            self._actors[actor].hangs += 1
 
     def words_of(self, actor: str) -> str | None:
         """The last words of an actor that has not come back."""
         return self._words.get(actor)
 
-    def doing(self, actor: str, what: str, *, now: float) -> None:
-        """An actor is at something else."""
-        if actor in self._actors and self._actors[actor].doing != what:
-            self._actors[actor].doing, self._actors[actor].since = what, now
+    def doing(self, actor: str, what: str, *, now: float, rests: bool = False) -> None:
+        """An actor is at something else, or waits."""
+        here = self._actors.get(actor)
+        if here is not None and here.doing != what:
+            here.doing, here.since, here.rests = what, now, rests
+
+    def finished(self, actor: str) -> None:
+        """An actor has finished a block."""
+        if actor in self._actors:
+            self._actors[actor].deaths = self._actors[actor].hangs = 0
 
     def standing(self, source: str, *, now: float) -> str:
         """What the actors of a source are at, and of its labels if others make them."""
@@ -103,19 +109,18 @@ class Health:
             return "none of its actors has started"
         return ", ".join(f"an actor of {a.of.role} {a.doing} since {now - a.since:.0f} s" for a in actors)
 
-    def _count_death(self, pool: str, role: str, cause: str, now: float) -> None:
-        self.died[pool] += 1
-        deaths = self._deaths[pool]
-        deaths.append(now)
-        while deaths[0] < now - self.limits.window_s:
-            deaths.popleft()
-        if len(deaths) > self.limits.max_deaths:
-            times = f"{len(deaths)} times in {self.limits.window_s:g} s (`faults.max_deaths`: {self.limits.max_deaths})"
-        elif self._hangs[pool] > _HANGS:
-            times = f"as they hung {self._hangs[pool]} times"
+    def _judge(self, actor: _Actor, cause: str) -> None:
+        role = actor.of.role
+        if actor.hangs > _HANGS:
+            times = f"hung {actor.hangs} times"
+        elif actor.deaths > self.max_deaths:
+            times = f"died {actor.deaths} times"
         else:
             return
-        self.fail(f"Actors of `{role}` must stay alive, but died {times}; last cause: {cause}.{_advice(role, cause)}")
+        self.fail(
+            f"Actors of `{role}` must finish blocks, but one {times} without that (`faults.max_deaths`: "
+            f"{self.max_deaths}); last cause: {cause}.{_advice(role, cause)}"
+        )
 
 
 def _advice(role: str, cause: str) -> str:

@@ -32,7 +32,7 @@ import ray
 
 from ddil_ray.runtime.admission import Ask, Lack, Stream, StreamPlan, Work
 from ddil_ray.runtime.exits import exit_of
-from ddil_ray.runtime.health import Health, Limits, Newcomer
+from ddil_ray.runtime.health import Health, Newcomer
 from ddil_ray.runtime.records import Ranks
 from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
@@ -179,17 +179,17 @@ class Hub:
     Args:
         measure_every: steps between the weights that a monitor gets; None where there is no monitor.
         pools: bounds of the actor pools.
-        limits: what of their faults is lived through.
+        max_deaths: of an actor, see `Health`.
     """
 
     def __init__(
         self,
         measure_every: int | None = None,
         pools: Mapping[str, Bounds] | None = None,
-        limits: Limits | None = None,
+        max_deaths: int = 5,
     ) -> None:
         self.state = HubState()
-        self.health = Health(limits or Limits())
+        self.health = Health(max_deaths)
         self.sizing = Sizing(pools or {})
         self._cannot_resize: str | None = None
         self._ranks = Ranks()
@@ -243,13 +243,15 @@ class Hub:
 
     async def admit(self, ask: Ask, patience_s: float | None = None) -> Grant | None:
         """Wait until the actor may go on, at most `patience_s`; None where it may not."""
+        if ask.busy_s > 0:
+            self.health.finished(ask.actor)
         until = None if patience_s is None else time.perf_counter() + patience_s
         async with self._changed:
             while (lack := self.state.lacks(ask)) is not None:
                 since = time.perf_counter()
                 if until is not None and since >= until:
                     return None
-                self.health.doing(ask.actor, f"waits for {lack}", now=time.monotonic())
+                self.health.doing(ask.actor, f"waits for {lack}", now=time.monotonic(), rests=True)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), until and until - since)
                 self.state.works[ask.stream].waited_s[lack] += time.perf_counter() - since

@@ -219,14 +219,12 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     """Start the parts on Ray and watch them until training has ended; the signal that ended it, if one did."""
     import ray
 
-    from ddil_ray.runtime.health import Limits
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
 
     config = recipe.config
     measure_every = config.shift.every if config.shift.enabled else None
-    limits = Limits(config.faults.max_deaths, config.faults.death_window_s)
-    hub = Hub.remote(measure_every, pool_bounds(config), limits)  # type: ignore[attr-defined]
+    hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None

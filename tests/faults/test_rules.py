@@ -11,7 +11,7 @@ import torch
 from runs import DMD2, small_run
 
 from ddil_ray.errors import ConfigError, RunFailedError, StreamLostError
-from ddil_ray.runtime.health import Health, Limits, Newcomer
+from ddil_ray.runtime.health import Health, Newcomer
 from ddil_ray.runtime.poison import Sieve
 from ddil_ray.runtime.reader import StreamReader
 from ddil_ray.runtime.verdict import explain, would_fail_again
@@ -174,39 +174,60 @@ def _join(health, actor="a", *, worker="w", now=0.0, cause="", incarnation=1):
     health.joined(Newcomer(actor, worker, "student", "student_rollouts", incarnation), now=now, cause=cause)
 
 
-def test_actors_that_die_now_and_then_are_started_again_for_ever():
-    health = Health(Limits(max_deaths=2, window_s=60))
+def test_actors_that_finish_blocks_in_between_may_die_for_ever():
+    health = Health(max_deaths=2)
     for n in range(100):
-        _join(health, now=40.0 * n)
+        _join(health, now=float(n))
+        if n % 3 == 2:
+            health.finished("a")
     assert health.failure is None
     assert health.died["student"] == 99
 
 
-def test_actors_that_die_too_often_end_the_run_with_the_last_cause():
-    health = Health(Limits(max_deaths=2, window_s=60))
-    for n, actor in enumerate("aabab"):
+def test_a_node_may_go_with_any_number_of_actors():
+    health = Health(max_deaths=1)
+    for _ in range(2):
+        for actor in "abcdefgh":
+            _join(health, actor)
+    assert health.failure is None
+    assert health.died["student"] == 8
+
+
+def test_actors_that_wait_may_die_for_ever():
+    health = Health(max_deaths=1)
+    for n in range(10):
+        _join(health)
+        health.doing("a", "waits for credit", now=float(n), rests=True)
+    assert health.failure is None
+
+
+def test_an_actor_that_dies_of_its_work_again_and_again_ends_the_run_with_the_last_cause():
+    health = Health(max_deaths=2)
+    for n, actor in enumerate("aabaxa"):
+        assert health.failure is None
         _join(health, actor, now=float(n), cause=f"cause {n}")
+        health.doing(actor, "is at block 3", now=float(n))
     assert health.failure == (
-        "Actors of `student_rollouts` must stay alive, but died 3 times in 60 s (`faults.max_deaths`: 2); last cause: "
-        "cause 4."
+        "Actors of `student_rollouts` must finish blocks, but one died 3 times without that (`faults.max_deaths`: 2); "
+        "last cause: cause 5."
     )
 
 
 def test_an_actor_without_memory_is_told_what_to_lower():
-    health = Health(Limits(max_deaths=0))
+    health = Health(max_deaths=0)
     _join(health)
     _join(health, cause="Worker was killed due to the node running low on memory.")
     assert "lower `student_rollouts.batch_size`" in health.failure
 
 
-def test_actors_that_hang_end_the_run_at_the_third_time_however_long_it_took():
-    health = Health(Limits(max_deaths=100))
+def test_an_actor_that_hangs_ends_the_run_at_the_third_time_however_long_it_took():
+    health = Health(max_deaths=100)
     _join(health)
     for n in range(3):
         assert health.failure is None
         health.last_words("a", "hung: block 7 of student states for 1801 s, at forward (net.py:3)", hung=True)
         _join(health, now=2000.0 * n)
-    assert "hung 3 times; last cause: hung: block 7" in health.failure
+    assert "one hung 3 times" in health.failure
     assert "forward (net.py:3)" in health.failure
 
 

@@ -5,10 +5,10 @@ Those that kill from outside (a rollout actor, the hub, the trainer, the driver'
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
+from faulty import session
 from runs import small_run
 
 from ddil_ray.errors import RunFailedError
@@ -41,22 +41,21 @@ def _finished(config):
 def test_exception_in_the_users_model_ends_the_run_with_one_message(run_dir):
     """Row: exception in user model. Not tried again: a deterministic error would meet every attempt."""
     config = _run(run_dir, "raises")
-    with pytest.raises(RunFailedError) as failed:
-        distill(config)
-    assert str(failed.value) == (
-        "An actor of `student_rollouts` failed making student states: ValueError: these weights are of another model "
-        "(faulty.py:95 in fail). What was saved is there: `--resume` goes on from it."
+    expected = (
+        r"^An actor of `student_rollouts` failed making student states: ValueError: these weights are of another model "
+        r"\(faulty.py:\d+ in fail\)\. What was saved is there: `--resume` goes on from it\.$"
     )
+    with pytest.raises(RunFailedError, match=expected):
+        distill(config)
     assert len(list(Path(run_dir, "small", "checkpoints").glob("attempt-*"))) <= 1
 
 
 def test_exception_in_the_trainer_is_not_tried_again(run_dir):
     """Row: train worker, user error."""
     config = _run(run_dir, "raises_in_trainer", states={"forward": 1.0})
-    started = time.monotonic()
     with pytest.raises(RunFailedError, match=r"^Training failed: TypeError: a student takes no such argument$"):
         distill(config)
-    assert time.monotonic() - started < 100  # four starts of all actors would take longer
+    assert len(list(session("").glob("raised-*"))) == 1  # process
 
 
 def test_a_device_that_fails_once_costs_one_actor(run_dir):
@@ -73,7 +72,7 @@ def test_an_actor_that_dies_again_and_again_ends_the_run(run_dir):
     with pytest.raises(RunFailedError) as failed:
         distill(config)
     message = str(failed.value)
-    assert message.startswith("Actors of `student_rollouts` must stay alive, but died 2 times in 600 s")
+    assert message.startswith("Actors of `student_rollouts` must finish blocks, but one died 2 times without that")
     assert "SIGKILL" in message
     assert "lower `student_rollouts.batch_size`" in message
 
