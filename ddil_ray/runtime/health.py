@@ -79,7 +79,8 @@ class Health:
         if before is not None:
             here.deaths, here.hangs = before.deaths + (not before.rests), before.hangs
             self.died[newcomer.pool] += 1
-            self._judge(here, self._words.pop(newcomer.actor, None) or cause or "no reason is known")
+            words: str | None = self._words.pop(newcomer.actor, None)
+            self._judge(here, words or cause or "no reason is known")
 
     def last_words(self, actor: str, words: str, *, hung: bool) -> None:
         """What an actor says before its process ends itself."""
