@@ -13,6 +13,7 @@ __all__ = [
     "ShapeError",
     "StaleStateError",
     "StateError",
+    "StreamLostError",
     "first_line",
 ]
 
@@ -66,3 +67,7 @@ class RunFailedError(DdilError, RuntimeError):
 
 class StateError(RunFailedError):
     """States that reached the trainer and that nothing can be learnt from."""
+
+
+class StreamLostError(RunFailedError):
+    """A stream of states that broke off, by the fault of no setting and no model: another start may go on with it."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt
 
-from ddil_ray.config.groups import Count, Group
+from ddil_ray.config.kinds import Count, Group
 
 __all__ = ["Checkpoint"]
 

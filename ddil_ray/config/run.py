@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from ddil_ray.config.checkpoint import Checkpoint
+from ddil_ray.config.faults import Faults
 from ddil_ray.config.groups import (
     Data,
     Evaluation,
@@ -52,6 +53,7 @@ class RunConfig(Group):
     labels: LabelRole = LabelRole()
     shift: Shift = Shift()
     checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
     tracking: Tracking = Tracking()
     evaluation: Evaluation = Evaluation()
 

@@ -50,6 +50,10 @@ class Ask:
     """(phase, version) of the weights that the actor has."""
     busy_s: float = 0.0
     """Seconds that it worked since it was last let go on."""
+    actor: str = ""
+    """Ray's id of it."""
+    poisoned: int = 0
+    """Rows that were not finite since it was last let go on."""
 
 
 @dataclass
@@ -60,13 +64,16 @@ class Work:
     busy_s: float = 0.0
     waited_s: defaultdict[Lack, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds by what was waited for."""
+    poisoned: int = 0
+    """Rows that were not finite."""
 
     def record(self, stream: str) -> dict[str, float]:
         """Shares of the actors' time, as metrics; nothing where they had no time."""
         total = self.busy_s + sum(self.waited_s.values())
+        poisoned = {f"rows/poisoned/{stream}": float(self.poisoned)} if self.poisoned else {}
         if not self.blocks or total <= 0:
-            return {}
-        return {
+            return poisoned
+        return poisoned | {
             f"actors/busy_share/{stream}": self.busy_s / total,
             f"actors/waits_for_weights/{stream}": self.waited_s["weights"] / total,
             f"actors/waits_for_trainer/{stream}": (self.waited_s["credit"] + self.waited_s["phase"]) / total,

@@ -36,6 +36,8 @@ class RunContext:
     """Folder of kept blocks, where some are kept."""
     code_allowed: bool = False
     """Whether the driver may call factories of any module, and so may every actor of its run."""
+    poisoned: str | None = None
+    """Folder of samples of states that were not finite; None: there are none."""
 
     @cached_property
     def recipe(self) -> Recipe:

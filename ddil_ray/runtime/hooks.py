@@ -9,6 +9,8 @@ import ray
 
 from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.saving import Saver
+from ddil_ray.runtime.waits import STEP_TIMES
+from ddil_ray.runtime.watchdog import Watchdog
 from ddil_ray.trained import named_trained
 from ddil_ray.training.learner import Learner
 from ddil_ray.training.wire import FlatWeights, Snapshot
@@ -26,6 +28,7 @@ class RayHooks:
     student_becomes_teacher: bool
     saver: Saver
     publisher: Publisher | None = None
+    watchdog: Watchdog | None = None
     _teacher: FlatWeights | None = None
     _stop: Any = None
 
@@ -47,6 +50,8 @@ class RayHooks:
 
     def should_stop(self, step: int) -> bool:
         """The answer asked for one step ago, so that no step waits for the hub."""
+        if self.watchdog is not None:
+            self.watchdog.begin(f"step {step}", times=STEP_TIMES)
         if self.publisher is not None:
             self.publisher.reached = step + 1
         asked, self._stop = self._stop, self.hub.should_stop.remote(step + 1)

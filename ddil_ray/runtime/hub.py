@@ -11,14 +11,17 @@ import torch, which would make it start several seconds later.
 | trainer rank 0 | begin, publish, push | nothing (a thread does the first two) |
 | every rank | should_stop(step), log, tell | nothing |
 | state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
+| | joined, last_words, fail | nothing |
+| Ray Train's controller, readers | failure, standing | nothing |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
 | streams' executors | pool_sizes, cannot_resize | nothing |
-| driver | drain, request_stop, training_ended, resize | nothing |
+| driver | drain, failure, words_of, request_stop, training_ended, resize | nothing |
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -28,6 +31,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ddil_ray.runtime.admission import Ask, Lack, Stream, StreamPlan, Work
+from ddil_ray.runtime.exits import exit_of
+from ddil_ray.runtime.health import Health, Newcomer
 from ddil_ray.runtime.records import Ranks
 from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
@@ -101,8 +106,10 @@ class HubState:
 
     def granted(self, ask: Ask) -> None:
         """Count what the actor did before, and the block that it begins."""
-        self.works[ask.stream].busy_s += ask.busy_s
-        self.works[ask.stream].blocks += 1
+        work = self.works[ask.stream]
+        work.busy_s += ask.busy_s
+        work.poisoned += ask.poisoned
+        work.blocks += 1
         if ask.block is not None:
             stream = self.streams[ask.stream]
             stream.begun = max(stream.begun, ask.block + 1)
@@ -172,10 +179,17 @@ class Hub:
     Args:
         measure_every: steps between the weights that a monitor gets; None where there is no monitor.
         pools: bounds of the actor pools.
+        max_deaths: of an actor, see `Health`.
     """
 
-    def __init__(self, measure_every: int | None = None, pools: Mapping[str, Bounds] | None = None) -> None:
+    def __init__(
+        self,
+        measure_every: int | None = None,
+        pools: Mapping[str, Bounds] | None = None,
+        max_deaths: int = 5,
+    ) -> None:
         self.state = HubState()
+        self.health = Health(max_deaths)
         self.sizing = Sizing(pools or {})
         self._cannot_resize: str | None = None
         self._ranks = Ranks()
@@ -227,13 +241,21 @@ class Hub:
         await self._notify()
         return True
 
-    async def admit(self, ask: Ask) -> Grant:
-        """Wait until the actor may go on."""
+    async def admit(self, ask: Ask, patience_s: float | None = None) -> Grant | None:
+        """Wait until the actor may go on, at most `patience_s`; None where it may not."""
+        if ask.busy_s > 0:
+            self.health.finished(ask.actor)
+        until = None if patience_s is None else time.perf_counter() + patience_s
         async with self._changed:
             while (lack := self.state.lacks(ask)) is not None:
                 since = time.perf_counter()
-                await self._changed.wait()
+                if until is not None and since >= until:
+                    return None
+                self.health.doing(ask.actor, f"waits for {lack}", now=time.monotonic(), rests=True)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), until and until - since)
                 self.state.works[ask.stream].waited_s[lack] += time.perf_counter() - since
+        self.health.doing(ask.actor, f"is at block {ask.block}", now=time.monotonic())
         self.state.granted(ask)
         new_phase = ask.known[0] != ask.phase
         return Grant(
@@ -242,6 +264,34 @@ class Hub:
             [self._student] if new_phase or self.state.version > ask.known[1] else None,
             [self._teacher] if new_phase and self._teacher is not None else None,
         )
+
+    async def joined(self, newcomer: Newcomer) -> None:
+        """See `Health.joined`."""
+        before = self.health.predecessor(newcomer.actor)
+        cause = "" if before is None else exit_of(before)
+        self.health.joined(newcomer, now=time.monotonic(), cause=cause)
+
+    async def last_words(self, actor: str, words: str, hung: bool) -> None:
+        """See `Health.last_words`."""
+        self.health.last_words(actor, words, hung=hung)
+
+    async def words_of(self, actor: str) -> str | None:
+        """See `Health.words_of`."""
+        return self.health.words_of(actor)
+
+    async def fail(self, reason: str) -> None:
+        """See `Health.fail`."""
+        self.health.fail(reason)
+
+    async def failure(self) -> str | None:
+        """Why the run must end; None if it need not."""
+        return self.health.failure
+
+    async def standing(self, source: str) -> str:
+        """What the actors of `source` are at, and what the hub has of what they may wait for."""
+        state = self.state
+        at = f"the trainer is at step {state.seen_step}, weights are of phase {state.phase} and step {state.version}"
+        return f"{self.health.standing(source, now=time.monotonic())}; {at}"
 
     async def to_measure(self) -> Grant | None:
         """Wait for weights that are due, the oldest that are held; None once training has ended."""
@@ -272,7 +322,8 @@ class Hub:
         if whole is not None:
             busy_s = {name: work.busy_s for name, work in self.state.works.items()}
             self.sizing.observe(whole, busy_s, now=time.monotonic())
-            self.state.records.append(whole | self.state.work())
+            deaths = {f"actors/deaths/{pool}": float(count) for pool, count in self.health.died.items()}
+            self.state.records.append(whole | self.state.work() | deaths)
 
     async def push(self, record: dict[str, float]) -> None:
         """Keep a record until the driver takes it; the oldest go if it does not."""

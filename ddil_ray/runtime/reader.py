@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ddil_ray.errors import RunFailedError
+from ddil_ray.errors import RunFailedError, StreamLostError
 from ddil_ray.states.batch import Origin, StateBatch
 
 __all__ = ["StreamReader"]
@@ -19,10 +19,20 @@ class StreamReader:
     """Takes blocks of one stream off Ray Data in a thread of its own, up to two ahead of the trainer.
 
     A stream is entered at once when training starts, so that all of them start together, and never entered again.
+
+    Args:
+        origin: source of the stream.
+        shard: this rank's part of it.
+        rows: of a block.
+        patience_s: longest wait for a block.
+        standing: tells what the actors of the stream are at.
     """
 
-    def __init__(self, origin: Origin, shard: Any, rows: int) -> None:
+    def __init__(
+        self, origin: Origin, shard: Any, rows: int, *, patience_s: float, standing: Callable[[Origin], str]
+    ) -> None:
         self.origin, self._shard, self._rows = origin, shard, rows
+        self._patience_s, self._standing = patience_s, standing
         self._queue: queue.Queue[StateBatch | BaseException | None] = queue.Queue(maxsize=1)
 
     def start(self) -> None:
@@ -49,11 +59,20 @@ class StreamReader:
         """The next block.
 
         Raises:
-            RunFailedError: the stream failed, or ended before training did.
+            StreamLostError: the stream failed.
+            RunFailedError: it ended before training did, or gave nothing for too long.
         """
-        block = self._queue.get()
+        try:
+            block = self._queue.get(timeout=self._patience_s)
+        except queue.Empty:
+            raise RunFailedError(
+                f"A block of {self.origin.label} states must come within {self._patience_s:g} s, but none did: "
+                f"{self._standing(self.origin)}. See that its actors have room in the cluster; where they are just "
+                "slow, raise `faults.timeout_s`. What was saved is there: `--resume` goes on from it."
+            ) from None
         if isinstance(block, BaseException):
-            raise RunFailedError(f"The stream of {self.origin.label} states failed: {block}") from block
+            reason = (str(block).strip() or type(block).__name__).splitlines()[-1]  # behind Ray's traceback
+            raise StreamLostError(f"The stream of {self.origin.label} states broke off: {reason}") from block
         if block is None:
             raise RunFailedError(f"The stream of {self.origin.label} states ended before training did.")
         return block

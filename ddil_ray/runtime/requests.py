@@ -78,7 +78,7 @@ def answers(
     dataset.set_name(name)
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
-    dataset.context.wait_for_min_actors_s = 300
+    dataset.context.wait_for_min_actors_s = -1  # models may be large, and their storage slow
     # A process of Ray's runs the stream: from this one its errors would reach the terminal that Ray recovers from.
     (stream,) = dataset.streaming_split(1)
     try:

@@ -48,6 +48,7 @@ RESUMED: dict[str, Any] = {
     "labels": {**_ROLE, "batch_size": "elastic", "precision": "elastic", "placement": "elastic"},
     "shift": "cosmetic",
     "checkpoint": "cosmetic",
+    "faults": "cosmetic",
     "tracking": "cosmetic",
     "evaluation": "cosmetic",
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_ray.config import RunConfig, config_hash, flatten, to_yaml
-from ddil_ray.errors import ConfigError, DdilError, RunFailedError, RunStoppedError
+from ddil_ray.errors import ConfigError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
 from ddil_ray.factory import code_allowed
 from ddil_ray.folder import RunFolder, environment, write_json
@@ -218,7 +218,7 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
 
     config = recipe.config
     measure_every = config.shift.every if config.shift.enabled else None
-    hub = Hub.remote(measure_every, pool_bounds(config))  # type: ignore[attr-defined]
+    hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
@@ -253,6 +253,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
         max_staleness=made.max_staleness,
         kept=kept_folder(recipe.config, folder.url),
         code_allowed=code_allowed(),
+        poisoned=f"{folder.url}/poisoned",
     )
 
 
@@ -262,6 +263,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ddil_ray.runtime.streams import StreamSplit, stream_factory
+    from ddil_ray.runtime.verdict import Judge, explain
     from ddil_ray.runtime.worker import train_worker
 
     config, attempts = recipe.config, store.attempts()
@@ -290,6 +292,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
+            callbacks=[Judge(context.hub)],
         ),
     )
     failure: list[BaseException] = []
@@ -306,19 +309,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
         thread.join(_POLL_S)
         watch()
     if failure:
-        raise RunFailedError(_explain(failure[0])) from failure[0]
-
-
-def _explain(error: BaseException) -> str:
-    """The library's own message where there is one in the chain of causes, else the last line."""
-    causes = list(getattr(error, "worker_failures", {}).values())
-    for cause in causes:
-        while cause is not None:
-            if isinstance(cause, DdilError):
-                return str(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"Training failed: {lines[-1].strip() if lines else type(error).__name__}"
+        raise RunFailedError(explain(failure[0], watch.trainer_words())) from failure[0]
 
 
 def _results(

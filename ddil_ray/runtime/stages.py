@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,18 +22,23 @@ from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.admission import Ask, StreamPlan
 from ddil_ray.runtime.context import Columns, RunContext
 from ddil_ray.runtime.hub import Grant
+from ddil_ray.runtime.poison import Sieve
+from ddil_ray.runtime.turns import Turns
+from ddil_ray.runtime.watchdog import Watchdog
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import Conditions, StateRequest
 from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.placement import actor_networks
 from ddil_ray.training.producer import USES_STUDENT, USES_TEACHER, StateMaker
-from ddil_ray.training.recipe import Recipe
+from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 from ddil_ray.training.wire import FlatWeights
 
 __all__ = ["LabelStage", "Stage", "StateStage", "best_device", "bind_prompts", "shared_tensor", "stream_plan"]
 
 _NO_PHASE = -1
+_PATIENCE_S = 2.0
+"""That a block waits before it lets an earlier one ask that came to its actor later."""
 
 
 def best_device() -> torch.device:
@@ -123,18 +130,43 @@ class Stage:
         )
         self.teacher = self.expert.teacher
         self.known = (-1, -1)
+        self.watchdog: Watchdog | None = None
+        """Told of every block that is begun and done."""
         self._admitted_at = self._busy_s = 0.0
+        self._turns = Turns()
+        self._actor: str = ray.get_runtime_context().get_actor_id() or ""
 
-    def _admitted(self, stream: str, phase: int, block: int | None, maker: StateMaker | None) -> None:
-        """Wait until a block may be made, and take newer weights."""
-        grant = ray.get(self.context.hub.admit.remote(Ask(stream, phase, block, self.known, self._busy_s)))
-        self._admitted_at = time.perf_counter()
-        self._take(grant, maker.load_student if maker else None)
+    def _sieve(self, role: str, origin: Origin) -> Sieve:
+        most = self.recipe.config.faults.max_poisoned
+        return Sieve(role, origin.label, folder=self.context.poisoned, most=most)
 
-    def _done(self, states: StateBatch) -> Columns:
+    @contextmanager
+    def _admitted(
+        self, stream: str, phase: int, block: int | None, *, sieve: Sieve, maker: StateMaker | None = None
+    ) -> Iterator[None]:
+        """Wait until a block may be made, and take newer weights; while it is made, no other is.
+
+        Ray Data has several requests wait in an actor, in any order. The earliest asks first, and one that came before
+        it and may not be made yet gives way: an earlier block, which it may depend on, is never stuck behind it.
+        """
+        while True:
+            with self._turns.of(block or 0):
+                ask = Ask(stream, phase, block, self.known, self._busy_s, self._actor, sieve.count)
+                grant = ray.get(self.context.hub.admit.remote(ask, _PATIENCE_S))
+                if grant is not None:
+                    self._admitted_at, sieve.count = time.perf_counter(), 0
+                    if self.watchdog is not None:
+                        self.watchdog.begin(f"block {block} of {stream} states")
+                    self._take(grant, maker.load_student if maker else None)
+                    yield
+                    return
+
+    def _done(self, states: StateBatch, sieve: Sieve) -> Columns:
         """A block that was admitted, ready to travel."""
-        columns = states.to_columns()
+        columns = sieve.sift(states).to_columns()
         self._busy_s = time.perf_counter() - self._admitted_at
+        if self.watchdog is not None:
+            self.watchdog.end()
         return columns
 
     def _take(self, grant: Grant, load_student: Callable[[int, FlatWeights], None] | None) -> None:
@@ -171,27 +203,40 @@ class StateStage(Stage):
         )
         self.fused = fused
         self.kept = kept_blocks(self.recipe, self.origin, self.conditions.pool, folder=context.kept)
-        self.plan: StreamPlan = ray.get(context.hub.plan_of.remote(incarnation, self.origin.label))
+        self.incarnation = incarnation
+        self.sieve = self._sieve(ROLE_OF_ORIGIN[self.origin], self.origin)
+
+    @cached_property
+    def plan(self) -> StreamPlan:
+        """The stream's blocks. Waits until the trainer has begun, which loads its models at the same time."""
+        plan: StreamPlan = ray.get(self.context.hub.plan_of.remote(self.incarnation, self.origin.label))
+        return plan
 
     def __call__(self, batch: Columns) -> Columns:
         """The rows of one request. Beyond the plan, where training went on, it waits until its actor is dropped."""
         place = int(batch["place"][0])
         phase = int(self.plan.phases[place]) if place < len(self.plan) else _NO_PHASE
-        self._admitted(self.origin.label, phase, place, self.maker if self.maker.student else None)
-        rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
-        index, progress = int(self.plan.indices[place]), float(self.plan.progress[place])
-        request = StateRequest(self.origin, phase, index, rows, seed, progress)
-        if self.kept is not None:  # with labels, which a pool behind then passes on
-            return self._done(self.kept.block(request, self.expert, lambda r: self._label(self.maker.make(r))))
-        states = self.maker.make(request)
-        return self._done(self._label(states) if self.fused else states)
+        maker = self.maker if self.maker.student else None
+        with self._admitted(self.origin.label, phase, place, sieve=self.sieve, maker=maker):
+            rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
+            index, progress = int(self.plan.indices[place]), float(self.plan.progress[place])
+            request = StateRequest(self.origin, phase, index, rows, seed, progress)
+            if self.kept is not None:  # with labels, which a pool behind then passes on
+                return self._done(self.kept.block(request, self.expert, self._sound), self.sieve)
+            states = self.maker.make(request)
+            return self._done(self._label(states) if self.fused else states, self.sieve)
+
+    def _sound(self, request: StateRequest) -> StateBatch:
+        """Rows that may be kept."""
+        return self.sieve.sift(self._label(self.maker.make(request)))
 
 
 class LabelStage(Stage):
     """Labels states that other actors made."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, origin: int) -> None:
         super().__init__(context, acts=False)
+        self.sieve = self._sieve("labels", Origin(origin))
 
     def __call__(self, batch: Columns) -> Columns:
         """The same rows with labels."""
@@ -199,5 +244,5 @@ class LabelStage(Stage):
         if states.label.numel():  # kept with it
             return batch
         stream = f"labels/{Origin(int(states.origin[0])).label}"
-        self._admitted(stream, int(states.phase[0]), None, None)
-        return self._done(self._label(states))
+        with self._admitted(stream, int(states.phase[0]), None, sieve=self.sieve):
+            return self._done(self._label(states), self.sieve)

@@ -23,6 +23,10 @@ __all__ = ["StreamSplit", "actor_pool", "stream_factory"]
 
 R = TypeVar("R", bound="Role")
 
+_GUARD = "ddil_ray.runtime.guard:Guard"
+_WAITING = 2
+"""Requests that Ray Data lets wait in an actor; its own default."""
+
 
 def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phases: int) -> Callable[[], Dataset]:
     """What Ray Train calls at every start of the worker group to get the stream of `origin`.
@@ -32,7 +36,7 @@ def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phase
     """
     blocks, rows = _most_blocks(recipe, origin, phases=phases), recipe.rows_per_block(origin)
     stream, name = int(origin), origin.label
-    states, labels = (actor_pool(_least(role)) for role in (recipe.role_of(origin), recipe.config.labels))
+    states, labels = (_giving_way(_least(role)) for role in (recipe.role_of(origin), recipe.config.labels))
     labelled_apart = recipe.config.labels.placement == "pool"
 
     def build() -> Dataset:
@@ -40,7 +44,15 @@ def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phase
         requests = [pa.table({"place": pa.array([place])}) for place in range(blocks)]
         dataset = from_blocks(requests).map_batches(
             StageCall,
-            fn_constructor_args=("ddil_ray.runtime.stages:StateStage", context, stream, incarnation),
+            fn_constructor_args=(
+                _GUARD,
+                "ddil_ray.runtime.stages:StateStage",
+                name,
+                incarnation,
+                context,
+                stream,
+                incarnation,
+            ),
             batch_size=1,
             **states,
         )
@@ -49,7 +61,14 @@ def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phase
             pools.append(f"labels/{name}")
             dataset = dataset.map_batches(
                 StageCall,
-                fn_constructor_args=("ddil_ray.runtime.stages:LabelStage", context),
+                fn_constructor_args=(
+                    _GUARD,
+                    "ddil_ray.runtime.stages:LabelStage",
+                    f"labels/{name}",
+                    incarnation,
+                    context,
+                    stream,
+                ),
                 batch_size=rows,
                 **labels,
             )
@@ -77,12 +96,25 @@ def _least(role: R) -> R:
     return role.model_copy(update={"num_actors": role.bounds[0]})
 
 
-def actor_pool(role: Role) -> dict[str, Any]:
-    """map_batches arguments that size a pool of actors."""
+def _giving_way(role: Role) -> dict[str, Any]:
+    """A pool whose actors take in all requests that wait in them, and one that Ray repeats: none is behind another.
+
+    They still make one block at a time, see `Stage`.
+    """
+    return actor_pool(
+        role,
+        max_tasks_in_flight_per_actor=_WAITING,
+        max_concurrent_calls_per_actor=_WAITING + 1,
+        enable_true_multi_threading=True,
+    )
+
+
+def actor_pool(role: Role, **strategy: Any) -> dict[str, Any]:
+    """map_batches arguments that size a pool of actors; `strategy` is more of Ray's `ActorPoolStrategy`."""
     low, high = role.bounds
     size = {"size": low} if low == high else {"min_size": low, "max_size": high}
     return {
-        "compute": ActorPoolStrategy(**size),
+        "compute": ActorPoolStrategy(**size, **strategy),
         "batch_format": "numpy",
         "zero_copy_batch": True,
         **actor_options(role),
@@ -95,7 +127,7 @@ def _configure(dataset: Dataset) -> None:
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = -1
     context.target_max_block_size = 2**40  # a block is a request's rows: never cut, or ranks would get parts
-    context.wait_for_min_actors_s = 300
+    context.wait_for_min_actors_s = -1  # models may take as long to load as `faults.timeout_s` lets them
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 

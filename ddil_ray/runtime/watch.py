@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
 
+from ddil_ray.errors import RunFailedError
 from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.advice import Advisor
 from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
+from ddil_ray.runtime.waits import trainer_name
 from ddil_ray.tracking import Journal, View
 
 if TYPE_CHECKING:
     from ddil_ray.runtime.monitor import MonitorHandle
 
 __all__ = ["Watch"]
+
+_PATIENCE_S = 10.0
+_UNWIND_S = 120.0
+"""For training to end once it must."""
 
 
 class Watch:
@@ -45,6 +52,7 @@ class Watch:
     ) -> None:
         self._scaling, self._prune, self._told = scaling, prune, set[str]()
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
+        self._failed_at: float | None = None
         self._journal, self._advisor = Journal(folder.local / "metrics.jsonl", view.say), Advisor(view.say)
 
     def __call__(self) -> bool:
@@ -53,18 +61,32 @@ class Watch:
             self._view.say("Stopping after a last checkpoint; once more to stop at once.")
         if self._signals.received is not None:
             self._hub.request_stop.remote()  # each time: a hub that was started again knows of none
-        self._take(self._records())
+        self._take(self._asked(self._hub.drain) or [])
+        self._heed(self._asked(self._hub.failure))
         self._scaling.watch()
         if self._monitor is not None:
             self._monitor.watch()
         return self._signals.received is None
 
-    def _records(self) -> list[dict[str, Any]]:
+    def trainer_words(self) -> str | None:
+        """Why the trainer's first process ended itself, if it was that which ended training."""
+        words: str | None = self._asked(self._hub.words_of, trainer_name(0))
+        return words
+
+    def _asked(self, method: Any, *arguments: Any) -> Any:
+        """What the hub answers; None while it is being started again, or the fit thread tells why not."""
         try:
-            records: list[dict[str, Any]] = ray.get(self._hub.drain.remote(), timeout=10)
+            return ray.get(method.remote(*arguments), timeout=_PATIENCE_S)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            return []  # the hub is being started again, or the fit thread tells why not
-        return records
+            return None
+
+    def _heed(self, failure: str | None) -> None:
+        """Ray Train ends training that must end; where it cannot, as it hangs itself, this process does."""
+        if failure is None:
+            return
+        self._failed_at = self._failed_at or time.monotonic()
+        if time.monotonic() - self._failed_at > _UNWIND_S:
+            raise RunFailedError(failure)
 
     def _take(self, taken: list[dict[str, Any]]) -> None:
         for note in [record["note"] for record in taken if "note" in record]:

@@ -19,6 +19,7 @@ from ddil_ray.runtime.reader import StreamReader
 from ddil_ray.runtime.saving import Saver
 from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
 from ddil_ray.runtime.storage import CheckpointStore, Saved, verify
+from ddil_ray.runtime.waits import BLOCK_TIMES, STEP_TIMES, trainer_watchdog
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.checkpoint import read_checkpoint
@@ -36,11 +37,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Entry of a Ray Train worker; `settings` holds `context` (RunContext) and `store` (CheckpointStore)."""
     context: RunContext = settings["context"]
     recipe, worker = context.recipe, ray.train.get_context()
-    shards = {o: ray.train.get_dataset_shard(o.label) for o in recipe.priors.origins}
-    readers = {o: StreamReader(o, shard, recipe.rows_per_block(o)) for o, shard in shards.items()}
+    rank, ranks = worker.get_world_rank(), worker.get_world_size()
+    watchdog = trainer_watchdog(context, rank)
+    watchdog.begin("loading its models and its checkpoint", times=STEP_TIMES)
+    readers = _readers(context)
     for reader in readers.values():
         reader.start()  # the streams' actors start while this process loads its models
-    rank, ranks = worker.get_world_rank(), worker.get_world_size()
     learner = _learner(context)
     newest, group = _agreed(settings["store"], context, rank)
     state = None if newest is None else load_state(settings["store"], newest, learner.parallel, rank, ranks)
@@ -48,7 +50,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     stretch = _stretch(recipe, state, phases=phases, workers=ranks)
     bound = recipe.staleness_of(stretch, phases=phases, bound=context.max_staleness)
     saver = _saver(settings["store"], context, group, rank, ranks)
-    hooks = RayHooks(context.hub, rank, ranks, learner.objective.student_becomes_teacher, saver)
+    hooks = RayHooks(context.hub, rank, ranks, learner.objective.student_becomes_teacher, saver, watchdog=watchdog)
     loop = TrainingLoop(
         learner=learner,
         plans=recipe.plans(phases, stretch),
@@ -70,6 +72,27 @@ def train_worker(settings: dict[str, Any]) -> None:
         loop.run()
     if hooks.publisher is not None:
         hooks.publisher.end()
+    watchdog.stop()
+
+
+def _readers(context: RunContext) -> dict[Origin, StreamReader]:
+    recipe = context.recipe
+
+    def standing(origin: Origin) -> str:
+        told: str = ray.get(context.hub.standing.remote(origin.label))
+        return told
+
+    patience_s = BLOCK_TIMES * recipe.config.faults.timeout_s
+    return {
+        o: StreamReader(
+            o,
+            ray.train.get_dataset_shard(o.label),
+            recipe.rows_per_block(o),
+            patience_s=patience_s,
+            standing=standing,
+        )
+        for o in recipe.priors.origins
+    }
 
 
 def _agreed(store: CheckpointStore, context: RunContext, rank: int) -> tuple[Saved | None, str]:

@@ -47,6 +47,9 @@ class Learner:
         self.rounds: dict[int, dict[str, torch.Tensor]] = {}
         """Whole averaged weights of every finished phase by its number of student steps, on the CPU; of rank 0."""
         self.device = next(student.network.parameters()).device
+        self.skipped = 0
+        """Steps that were left out because a loss or a gradient was not finite."""
+        self._skipped_in_a_row = 0
         self._restart()
 
     def start(self, phase: Phase) -> None:
@@ -58,7 +61,13 @@ class Learner:
         self._restart()
 
     def finish(self) -> None:
-        """Keep the averaged weights as the result of this phase; every rank must call."""
+        """Keep the averaged weights as the result of this phase; every rank must call.
+
+        Raises:
+            RunFailedError: the last steps were left out, so that the student is what it was when losses went wrong.
+        """
+        if self._skipped_in_a_row:
+            raise RunFailedError(_diverged("its last steps", self._skipped_in_a_row))
         weights = self.parallel.gather(self.ema.weights())
         if weights is not None:
             self.rounds[self.phase.student_steps] = {k: v.cpu().clone() for k, v in weights.items()}
@@ -84,37 +93,68 @@ class Learner:
     def update(self, batch: StateBatch, generator: torch.Generator | None = None) -> Metrics:
         """One step on labelled states, which are on the CPU; `generator` (CPU) gives the objective's noise.
 
-        The device is waited for once: before anything moves, the losses must be finite.
+        The device is waited for once: before anything moves, losses and gradients must be finite, in every process.
+        Where they are not, nothing moves but the schedule, and the step is counted in `skipped`.
 
         Raises:
-            RunFailedError: a loss is not finite.
+            RunFailedError: more than `max_skipped` steps in a row were left out.
         """
         metrics: Metrics = {**_by_origin(batch), "lr": self.optimizers["student"].lr}
-        origins = batch.origin
-        batch = batch.to(self.device)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
+        outputs = self._outputs(batch.to(self.device), generator)
+        losses = [output.per_row for output in outputs if output.per_row is not None]
+        criticism = [output.critic_loss.detach() for output in outputs if output.critic_loss is not None]
+        moved = {"student": losses, "critic": criticism}
+        norms = {role: optimizer.norm() for role, optimizer in self.optimizers.items() if moved[role]}
+        if self._sound(outputs, norms):
+            self._skipped_in_a_row = 0
+            metrics |= outputs[-1].metrics
+            if losses:
+                metrics |= _losses_by_origin(torch.cat(losses), batch.origin)
+            if criticism:
+                metrics["critic/loss"] = torch.stack(criticism).mean()
+            metrics |= self._move(norms)
+        else:
+            self._leave_out(outputs, norms)
+        for optimizer in self.optimizers.values():
+            optimizer.advance()
+        self.objective.after_update(self.student.network)
+        return metrics
+
+    def _move(self, norms: Mapping[str, torch.Tensor]) -> Metrics:
+        """Move along the gradients of those networks that have some."""
+        metrics: Metrics = {}
+        if "student" in norms:
+            metrics["grad_norm"] = self.optimizers["student"].step(norms["student"])
+            self.ema.update()
+        if "critic" in norms:
+            metrics["critic/grad_norm"] = self.optimizers["critic"].step(norms["critic"])
+        return metrics
+
+    def _outputs(self, batch: StateBatch, generator: torch.Generator | None) -> list[LossOutput]:
+        """Losses of all micro-batches; their gradients add up."""
         outputs: list[LossOutput] = []
         each = math.ceil(len(batch) / self.settings.accumulate)
         parts = [batch[start : start + each] for start in range(0, len(batch), each)]
         for i, part in enumerate(parts):
             with contextlib.nullcontext() if i == len(parts) - 1 else self._without_exchange():
                 outputs.append(self._backward(part, len(part) / len(batch), generator))
-        _check_finite(outputs)
-        metrics |= outputs[-1].metrics
-        losses = [output.per_row for output in outputs if output.per_row is not None]
-        if losses:
-            metrics |= _losses_by_origin(torch.cat(losses), origins)
-            metrics["grad_norm"] = self.optimizers["student"].step()
-            self.ema.update()
-        criticism = [output.critic_loss.detach() for output in outputs if output.critic_loss is not None]
-        if criticism:
-            metrics["critic/loss"] = torch.stack(criticism).mean()
-            metrics["critic/grad_norm"] = self.optimizers["critic"].step()
-        for optimizer in self.optimizers.values():
-            optimizer.advance()
-        self.objective.after_update(self.student.network)
-        return metrics
+        return outputs
+
+    def _sound(self, outputs: Sequence[LossOutput], norms: Mapping[str, torch.Tensor]) -> bool:
+        """Whether all losses and gradients are finite, in every process alike."""
+        losses = torch.stack([t.isfinite().all() for tensors in _parts(outputs).values() for t in tensors])
+        gradients = [self.optimizers[role].sound(norm) for role, norm in norms.items()]
+        return bool(self.parallel.agreed(torch.stack([losses.all(), *gradients]).all()))
+
+    def _leave_out(self, outputs: Sequence[LossOutput], norms: Mapping[str, torch.Tensor]) -> None:
+        for role in norms:
+            self.optimizers[role].leave_out()
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row > self.settings.max_skipped:
+            raise RunFailedError(_diverged(_what_is_wrong(outputs), self._skipped_in_a_row))
 
     def _backward(self, batch: StateBatch, share: float, generator: torch.Generator | None) -> LossOutput:
         """Losses of a micro-batch that is `share` of the batch, and their gradients."""
@@ -163,22 +203,28 @@ def round_models(student: DiffusionModel, rounds: Mapping[int, dict[str, torch.T
     return models
 
 
-def _check_finite(outputs: Sequence[LossOutput]) -> None:
-    """Before anything moves: no row's loss, and no sum of losses, may be NaN or infinite."""
-    parts = {
+def _parts(outputs: Sequence[LossOutput]) -> dict[str, list[torch.Tensor]]:
+    """What must be finite: the loss of every row, and all sums of losses."""
+    return {
         "rows": [o.per_row for o in outputs if o.per_row is not None],
         "losses of the student": [o.loss.detach()[None] for o in outputs if o.loss is not None],
         "losses of the critic": [o.critic_loss.detach()[None] for o in outputs if o.critic_loss is not None],
     }
-    if bool(torch.stack([tensor.isfinite().all() for tensors in parts.values() for tensor in tensors]).all()):
-        return
-    for what, tensors in parts.items():
+
+
+def _what_is_wrong(outputs: Sequence[LossOutput]) -> str:
+    for what, tensors in _parts(outputs).items():
         wrong = [not ok for tensor in tensors for ok in tensor.isfinite().tolist()]
         if any(wrong):
-            raise RunFailedError(
-                f"The loss must stay finite, but {sum(wrong)} of {len(wrong)} {what} gave NaN or infinity. Lower "
-                "`trainer.lr`, or use precision fp32; the last checkpoint is unharmed."
-            )
+            return f"{sum(wrong)} of {len(wrong)} {what}"
+    return "gradients, or losses of another worker,"
+
+
+def _diverged(what: str, steps: int) -> str:
+    return (
+        f"The loss must stay finite, but {what} gave NaN or infinity, and it was so for {steps} steps in a row. Lower "
+        "`trainer.lr`, or use precision fp32; the last checkpoint is unharmed, and `--resume` goes on from it."
+    )
 
 
 def _losses_by_origin(losses: torch.Tensor, origins: torch.Tensor) -> Metrics:

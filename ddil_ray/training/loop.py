@@ -249,6 +249,8 @@ class _Window:
         if len(ages):
             record["staleness/p50"] = float(ages.double().median())
             record["staleness/max"] = float(ages.max())
+        if loop.learner.skipped:
+            record["trainer/skipped_steps"] = loop.learner.skipped
         for origin, buffer in loop.buffers.items():
             record[f"replay/fill/{origin.label}"] = len(buffer)
             record[f"replay/reuse/{origin.label}"] = buffer.drawn / max(1, buffer.received)

@@ -93,6 +93,8 @@ class OptimizerSettings:
     """Keep the averaged weights in the CPU's memory."""
     accumulate: int = 1
     precision: str = "fp32"
+    max_skipped: int = 0
+    """Steps in a row that may be left out because something is not finite."""
 
     def factor(self, step: int) -> float:
         """Learning-rate factor at `step` of a phase: linear warm-up times the decay."""
@@ -125,14 +127,25 @@ class NetworkOptimizer:
         """Add the gradient of `loss`."""
         self.scaler.scale(loss).backward()
 
-    def step(self) -> float:
-        """Move along the gradients, clipped; returns their norm before clipping."""
+    def norm(self) -> Tensor:
+        """Norm () of the gradients, which are made ready to move along; to be called once before `step`."""
         self.scaler.unscale_(self.adam)
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        return whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+
+    def sound(self, norm: Tensor) -> Tensor:
+        """Whether () bool the gradients of that norm are finite; infinite ones of fp16 tell its scale what to be."""
+        return torch.ones_like(norm, dtype=torch.bool) if self.scaler.is_enabled() else norm.isfinite()
+
+    def step(self, norm: Tensor) -> float:
+        """Move along the gradients of that norm, clipped; returns the norm before clipping."""
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         self.scaler.step(self.adam)
         self.scaler.update()
         return float(norm)
+
+    def leave_out(self) -> None:
+        """Do not move along the gradients whose norm was asked for."""
+        self.scaler.update()
 
     def advance(self) -> None:
         """One step of the trainer is done."""

@@ -62,6 +62,10 @@ class Alone:
         """
         return dict(state) if _rank() == 0 else None
 
+    def agreed(self, holds: Tensor) -> Tensor:
+        """Whether () bool what holds here holds in every process; every process must call. Nothing is waited for."""
+        return holds
+
 
 class Replicate(Alone):
     """`DistributedDataParallel`: every process has whole networks, and gradients are averaged over all of them."""
@@ -78,6 +82,10 @@ class Replicate(Alone):
                 if isinstance(network, nn.parallel.DistributedDataParallel):
                     stack.enter_context(network.no_sync())
             yield
+
+    def agreed(self, holds: Tensor) -> Tensor:
+        """See `Alone`."""
+        return _everywhere(holds)
 
 
 class FullyShard(Alone):
@@ -162,6 +170,10 @@ class FullyShard(Alone):
                 gathered[name] = full.cpu() if is_sharded(tensor) else full
         return gathered if first else None
 
+    def agreed(self, holds: Tensor) -> Tensor:
+        """See `Alone`."""
+        return _everywhere(holds)
+
     def _shard(self, network: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
@@ -188,6 +200,12 @@ def strategy(name: str, *, precision: str, device: torch.device | str) -> Alone:
     """
     alone = not dist.is_initialized() or dist.get_world_size() == 1
     return Alone() if alone else STRATEGIES[name](precision, torch.device(device).type)
+
+
+def _everywhere(holds: Tensor) -> Tensor:
+    counted = holds.int()
+    dist.all_reduce(counted, dist.ReduceOp.MIN)
+    return counted.bool()
 
 
 def _rank() -> int:

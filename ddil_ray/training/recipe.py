@@ -210,6 +210,7 @@ class Recipe:
             ema_offload=t.ema_offload,
             accumulate=t.accumulate,
             precision=t.precision,
+            max_skipped=self.config.faults.max_skipped_steps,
         )
 
     def loop_settings(self, *, max_staleness: int, rank: int = 0) -> LoopSettings:

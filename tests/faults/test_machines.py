@@ -1,0 +1,56 @@
+"""Faults of machines and of the driver's process, each on a Ray of its own, hence in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ddil_ray.runtime.run import distill, resumed_config
+from ddil_ray.tracking import read_journal
+
+TESTS = Path(__file__).parents[1]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_node_that_is_lost_with_all_rollout_actors_is_replaced_by_another(run_dir):
+    """Row: node loss. The trainer waits, and goes on with actors on the new node, from the step that it was at."""
+    done = subprocess.run(
+        [sys.executable, TESTS / "nodes.py", run_dir], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(Path(run_dir, "found.json").read_text())
+    assert found["last"] == 400
+    assert found["went_on"]
+    assert found["done_again"] == 0
+
+
+def test_a_driver_that_dies_leaves_nothing_running_and_its_run_goes_on(run_dir, ray_cluster):
+    """Row: driver crash."""
+    driver = subprocess.Popen([sys.executable, TESTS / "driver.py", run_dir], stderr=subprocess.DEVNULL)
+    journal = Path(run_dir, "small", "metrics.jsonl")
+    deadline = time.monotonic() + 200
+    while not any(r["step"] >= 60 for r in read_journal(journal)):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    killed_at = time.monotonic()
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert time.monotonic() - killed_at < 60
+    assert alive == []
+    folder = str(Path(run_dir, "small"))
+    before = max(r["step"] for r in read_journal(journal) if "loss" in r)
+    distill(resumed_config(folder, []), resume=True)
+    steps = [r["step"] for r in read_journal(journal) if "loss" in r]
+    assert steps[-1] == 150
+    after = steps[steps.index(before) + 1] if before < 150 else 150
+    assert before - 40 <= after <= before + 2
