@@ -287,7 +287,7 @@ def test_settings_that_cannot_reproduce_a_run_are_refused_where_it_must(changes,
 @pytest.mark.slow
 def test_a_run_on_ray_that_was_stopped_goes_on_without_losing_a_bit(run_dir, ray_cluster):
     """One worker, rollouts off; and what it leaves behind is checkpoints and no lock."""
-    changes = {"states": ROLLOUTS_OFF, "trainer": {"steps": 60}, "tracking": {"log_every": 1}}
+    changes = {"states": ROLLOUTS_OFF, "trainer": {"steps": 600}, "tracking": {"log_every": 1}}
 
     def losses(config):
         journal = Path(config.output, config.name, "metrics.jsonl")
@@ -300,10 +300,10 @@ def test_a_run_on_ray_that_was_stopped_goes_on_without_losing_a_bit(run_dir, ray
     with pytest.raises(RunStoppedError, match="everything is saved"):
         distill(config)
     stopped = max(losses(config))
-    assert stopped <= 40
+    assert stopped <= 580
     distill(resumed_config(f"{run_dir}/small", []), resume=True)
     assert losses(config) == losses(whole)
-    assert sorted(losses(whole)) == list(range(1, 61))
+    assert sorted(losses(whole)) == list(range(1, 601))
     folders = Path(run_dir, "whole", "checkpoints", "attempt-1").glob("checkpoint_*")
-    assert sorted(folder.name.rpartition("_")[2] for folder in folders) == ["000000056", "000000060"]
+    assert sorted(folder.name.rpartition("_")[2] for folder in folders) == ["000000592", "000000600"]
     assert not Path(run_dir, "whole", "lock.json").exists()
