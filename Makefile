@@ -11,7 +11,7 @@ endif
 # One process for the tests that share a local Ray, one for all others.
 SPREAD := --numprocesses 2 --dist loadgroup
 
-.PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil secrets sbom bandit clean
+.PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil soak secrets sbom bandit clean
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo
@@ -34,6 +34,9 @@ check: $(VENV)/.ok
 benchmark: $(VENV)/.ok
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py
 	$(BIN)/python benchmarks/tables.py
+
+soak: $(VENV)/.ok
+	$(BIN)/python tests/soak/soak.py
 
 benchmark-ddil: $(VENV)/.ok
 	$(BIN)/python benchmarks/ddil.py --out benchmarks/results/ddil.json
