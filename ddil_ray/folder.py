@@ -21,7 +21,7 @@ from ddil_ray.mirror import Mirror
 from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
-__all__ = ["PART", "RunFolder", "environment", "write_json", "write_whole"]
+__all__ = ["PART", "RunFolder", "check_writable", "environment", "write_json", "write_whole"]
 
 PART = ".part"
 """What names of local files end with that are being written, and are not copied."""
@@ -50,9 +50,9 @@ class RunFolder:
             else:
                 self.local = Path(self.url)
             self.local.mkdir(parents=True, exist_ok=True)
-            _check_writable(self.fs, self.root)
+            check_writable(self.fs, self.root)
             if self.remote:
-                _check_writable(*open_url(str(self.local)))
+                check_writable(*open_url(str(self.local)))
         except Exception as error:  # every filesystem has errors of its own
             raise ConfigError(
                 f"`output` must be a folder or URL that can be written, but {output!r} failed: {error}. Check the "
@@ -154,10 +154,11 @@ class RunFolder:
         return found
 
 
-def _check_writable(fs: Any, folder: str) -> None:
-    """Write a file as large as what every run begins with, and remove it."""
-    write_whole(fs, f"{folder}/.writable", bytes(_PROBE_BYTES))
-    fs.rm_file(f"{folder}/.writable")
+def check_writable(fs: Any, folder: str) -> None:
+    """Write a file as large as what every run begins with, under a name that no other process takes, and remove it."""
+    probe = f"{folder}/.writable-{uuid.uuid4().hex}"
+    write_whole(fs, probe, bytes(_PROBE_BYTES))
+    fs.rm_file(probe)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -44,7 +44,7 @@ def small_run(**changes: Any) -> RunConfig:
     return RunConfig.model_validate(tree)
 
 
-def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float = 120) -> Future[bool]:
+def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float = 280) -> Future[bool]:
     """Do `act` in a thread once `condition` holds; the future tells that it was done."""
 
     def watch() -> bool:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
-from ddil_ray.errors import ConfigError, first_line
+from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.runtime.object_store import LEAST_STORE
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
@@ -56,6 +56,10 @@ LOCAL_ENV = {
 """For a Ray that is started for one run. Set in this process, so that workers inherit it and start at once."""
 
 
+_TOO_LATE = "timed out during startup"
+"""In what Ray raises of its own node: an Exception of no other kind."""
+
+
 @contextmanager
 def connected(config: RunConfig, *, verbose: bool = False, store: Callable[[], int] | None = None) -> Iterator[None]:
     """Be connected to Ray for the run of `config`.
@@ -82,6 +86,7 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
 
     Raises:
         ConfigError: the cluster cannot be reached.
+        RunFailedError: a local one does not start in time.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (WORKER_ENV | ({} if address else LOCAL_ENV)).items():
@@ -109,6 +114,16 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
 
         for logger in ("ray.data", "ray.train", "ray"):
             logging.getLogger(logger).setLevel(logging.ERROR)
+    _init(options, address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(options: Mapping[str, Any], address: str | None) -> None:
+    import ray
+
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -117,10 +132,13 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
             f"{first_line(error)} Where a cluster asks for a token, as those of cluster/start-head.sh do, "
             "RAY_AUTH_MODE must be `token` and RAY_AUTH_TOKEN_PATH a copy of its file: check both."
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except Exception as error:
+        if _TOO_LATE not in str(error):
+            raise
+        raise RunFailedError(
+            "A local Ray must start within 30 s, which Ray sets, but did not: the machine is too busy, or its disk too "
+            "slow. Try again when less runs beside it, or start one with `ray start --head` and set RAY_ADDRESS."
+        ) from error
 
 
 def role_alone(name: str, role: R) -> R:

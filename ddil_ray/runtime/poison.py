@@ -10,13 +10,13 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 
-import fsspec
 import torch
 from torch import Tensor
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.folder import write_whole
 from ddil_ray.states.batch import StateBatch
+from ddil_ray.storage import open_url
 from ddil_ray.training.kept import to_parquet
 
 __all__ = ["Sieve", "sound_rows"]
@@ -88,7 +88,7 @@ class Sieve:
         """Write some of the wrong rows; says where, if they are there."""
         if self.folder is None:
             return ""
-        fs, root = fsspec.core.url_to_fs(self.folder)
+        fs, root = open_url(self.folder)
         if self._files < _SAMPLES:
             self._files += 1
             made = f"phase-{int(wrong.phase[0])}-version-{int(wrong.version[0])}-{self._files}"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ddil_ray.config import RunConfig
 from ddil_ray.errors import ConfigError, first_line
-from ddil_ray.folder import write_whole
+from ddil_ray.folder import check_writable, write_whole
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import StateRequest
 from ddil_ray.storage import open_url
@@ -69,8 +69,7 @@ def kept_folder(config: RunConfig, run: str) -> str | None:
     where = where if "://" in where else str(Path(where).resolve())
     try:
         fs, root = open_url(where)
-        write_whole(fs, f"{root}/.writable", b"")
-        fs.rm_file(f"{root}/.writable")
+        check_writable(fs, root)
     except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(
             f"`teacher_rollouts.keep_at` must be a folder or URL that can be written, but {where!r} failed: {error}. "

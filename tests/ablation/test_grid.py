@@ -81,7 +81,7 @@ def test_a_key_changes_with_settings_of_the_run_and_of_its_baseline_only(spec):
         ({"settings": {"seed": 3}}, "settings.seed must be left out"),
         ({"axes": {"states": {"a": {}, "b": {"name": "x"}}}}, "axes.states.b.name must be left out"),
         ({"seeds": [1, 1]}, "seeds must differ"),
-        ({"axis": {}}, "`axis`: unknown key; did you mean 'axes'"),
+        ({"axis": {}}, "`axis` is not a setting. Did you mean `axes`"),
     ],
 )
 def test_a_bad_spec_is_refused(spec, changes, expected):
@@ -94,7 +94,7 @@ def test_every_bad_combination_is_told_at_once_with_its_place(spec):
     with pytest.raises(ConfigError) as error:
         grid_runs(_load(spec(axes=axes)))
     assert "odd is not a valid config" in str(error.value)
-    assert "unknown key; did you mean 'steps'" in str(error.value)
+    assert "`trainer.stepz` is not a setting of `trainer`. Did you mean `trainer.steps`?" in str(error.value)
     assert "axes.states.typo of the ablation" in str(error.value)
 
 

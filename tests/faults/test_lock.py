@@ -131,7 +131,7 @@ def test_of_many_that_start_at_once_one_has_it(tmp_path):
 
     def run():
         lock = RunLock(RunFolder(str(tmp_path), "mine"), lambda text: None, beat_s=0.3)
-        gate.wait()
+        gate.wait(20)
         try:
             with lock:
                 has.append(1)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import ray
 from runs import THREE_SOURCES, small_run
 
-from ddil_ray.errors import ConfigError
-from ddil_ray.runtime.cluster import check_fits, check_labels, demands, pool_bounds, resized, with_gpu_shares
+from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.runtime.cluster import (
+    check_fits,
+    check_labels,
+    demands,
+    pool_bounds,
+    ray_session,
+    resized,
+    with_gpu_shares,
+)
 
 
 def _gpus(config):
@@ -175,3 +184,16 @@ def test_a_resized_config_is_another():
     config = small_run()
     assert resized(config, {"student_rollouts": [2, 4]}).student_rollouts.bounds == (2, 4)
     assert config.student_rollouts.bounds == (1, 1)
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_in_one_message(monkeypatch):
+    """What Ray raises then is an `Exception` of no other kind, as in its node.py."""
+
+    def late(**options):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(RunFailedError, match=r"must start within 30 s.*RAY_ADDRESS"), ray_session(cpus=1):
+        pass
