@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from ddil_ray.config import RunConfig, load_config
-from ddil_ray.tracking import read_journal, training_records
+from ddil_ray.tracking.journal import read_journal, training_records
 from ddil_ray.training.recipe import Recipe
 
 TITLES = {
