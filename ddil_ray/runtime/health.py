@@ -120,7 +120,7 @@ class Health:
             return
         self.fail(
             f"Actors of `{role}` must finish blocks, but one {times} without that (`faults.max_deaths`: "
-            f"{self.max_deaths}); last cause: {cause}.{_advice(role, cause)}"
+            f"{self.max_deaths}); last cause: {cause.rstrip('.')}.{_advice(role, cause)}"
         )
 
 

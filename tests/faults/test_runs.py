@@ -73,7 +73,7 @@ def test_an_actor_that_dies_again_and_again_ends_the_run(run_dir):
         distill(config)
     message = str(failed.value)
     assert message.startswith("Actors of `student_rollouts` must finish blocks, but one died 2 times without that")
-    assert "SIGKILL" in message
+    assert "Worker unexpectedly exits" in message  # what Ray knows of a process that was killed
     assert "lower `student_rollouts.batch_size`" in message
 
 

@@ -259,7 +259,7 @@ def main() -> None:
         story.broken += broken_in(records, bound=bound, reuse=config.replay.reuse)
         figures = {
             "seconds": story.seconds,
-            "goodput": useful_s(records, batch_size=config.trainer.batch_size) / story.seconds,
+            "goodput": useful_s(records, batch_size=config.trainer.batch_size) / max(story.seconds, 1.0),
             "memory_grown": grown(story.memory),
             "frechet": frechet(run.folder) if not story.broken else float("nan"),
         }
