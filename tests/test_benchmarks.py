@@ -34,9 +34,8 @@ def test_processes_that_have_ended_keep_what_they_spent(measuring):
     spent = measuring.cpu_seconds() - before
     process.kill()
     process.wait()
-    tick = 0.02  # the clock of processes ticks every 10 ms
-    assert spent >= 0.5 - 2 * tick
-    assert measuring.cpu_seconds() - before >= spent - tick
+    assert spent >= 0.45  # the clock of processes ticks every 10 ms
+    assert measuring.cpu_seconds() - before >= spent
 
 
 def test_arms_take_turns_and_warming_up_is_not_counted(measuring):

@@ -94,7 +94,7 @@ class Learner:
         """One step on labelled states, which are on the CPU; `generator` (CPU) gives the objective's noise.
 
         The device is waited for once: before anything moves, losses and gradients must be finite, in every process.
-        Where they are not, nothing moves but the schedule, and the step is counted in `skipped`.
+        Where they are not, neither student nor critic moves, and the step is counted in `skipped`.
 
         Raises:
             RunFailedError: more than `max_skipped` steps in a row were left out.
