@@ -56,7 +56,9 @@ bandit: $(VENV)/.ok
 $(VENV)/.ok: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev,s3]"
+	# Compiled at once: a run on Ray starts a dozen processes, each of which would compile what it imports wherever
+	# PYTHONDONTWRITEBYTECODE is set, and at its first start elsewhere.
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[dev,s3]"
 	touch $@
 
 clean:
