@@ -45,9 +45,10 @@ benchmark-ddil: $(VENV)/.ok
 secrets: $(VENV)/.ok
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
-# Everything that is installed, as a CycloneDX bill of materials.
+# Everything that is installed, as a CycloneDX bill of materials. The tool lives apart: with what it brings, jsonschema,
+# and so Ray, parses a grammar of URIs in every process that starts.
 sbom: $(VENV)/.ok
-	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
+	$(BIN)/uv tool run --quiet --constraints constraints.txt --from cyclonedx-bom cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file sbom.json
 
 # Pickles (B301, B403) and loading of models (B615) have stricter rules of our own, in tests/security.
 bandit: $(VENV)/.ok

@@ -66,7 +66,7 @@ class Point:
         trainer = {"num_workers": self.workers, "num_gpus": 0.9, "batch_size": self.rows * self.workers}
         return RunConfig.model_validate(
             {
-                "name": self.name,
+                "name": "run",
                 "output": output,
                 "teacher": {"model": "ddil_ray.simulation:sd15", "guidance": 6.5},
                 "data": {"source": "ddil_ray.simulation:sd15_latents"},
@@ -128,7 +128,7 @@ def run(point: Point, address: str) -> Result:
     """Run `point` on the cluster at `address`."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, connected_to(address, World(point.scale)):
-        config = point.config(folder).model_copy(update={"name": "run"})
+        config = point.config(folder)
         recipe = Recipe(config)
         made = recipe.ingredients()
         costs = declared(recipe, made)

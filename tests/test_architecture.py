@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cloudpickle
@@ -26,6 +27,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 def test_the_torch_core_imports_without_ray():
     script = "import ddil_ray, ddil_ray.objectives, ddil_ray.training.inline, sys; assert 'ray' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_no_tool_of_development_makes_every_process_of_ray_start_slower():
+    """With it, jsonschema, which Ray imports, parses a grammar of URIs: two seconds in each of a dozen processes."""
+    assert find_spec("rfc3987_syntax") is None, "a dependency brings jsonschema[format]; run its tool apart, as make sbom"
 
 
 def test_help_is_printed_without_torch_or_ray():
