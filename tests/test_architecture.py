@@ -31,7 +31,7 @@ def test_the_torch_core_imports_without_ray():
 
 def test_no_tool_of_development_makes_every_process_of_ray_start_slower():
     """With it, jsonschema, which Ray imports, parses a grammar of URIs: two seconds in each of a dozen processes."""
-    assert find_spec("rfc3987_syntax") is None, "a dependency brings jsonschema[format]; run its tool apart, as make sbom"
+    assert find_spec("rfc3987_syntax") is None, "a tool brings jsonschema[format]: run it apart, as make sbom"
 
 
 def test_help_is_printed_without_torch_or_ray():
