@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.train.v2._internal.execution.context import get_train_context
 
 from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.saving import Saver
@@ -13,7 +15,11 @@ from ddil_ray.runtime.waits import STEP_TIMES
 from ddil_ray.runtime.watchdog import Watchdog
 from ddil_ray.trained import named_trained
 from ddil_ray.training.learner import Learner
+from ddil_ray.training.loop import Wish
 from ddil_ray.training.wire import FlatWeights, Snapshot
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.preemption import PreemptionInfo
 
 __all__ = ["RayHooks"]
 
@@ -30,7 +36,8 @@ class RayHooks:
     publisher: Publisher | None = None
     watchdog: Watchdog | None = None
     _teacher: FlatWeights | None = None
-    _stop: Any = None
+    _wish: Any = None
+    _noticed: Any = None
 
     def phase_started(self, step: int, learner: Learner) -> None:
         if self.rank == 0 and self.student_becomes_teacher and learner.phase.index > 0:
@@ -48,14 +55,42 @@ class RayHooks:
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         self.saver.save(step, state)
 
-    def should_stop(self, step: int) -> bool:
+    def wish(self, step: int) -> Wish | None:
         """The answer asked for one step ago, so that no step waits for the hub."""
         if self.watchdog is not None:
             self.watchdog.begin(f"step {step}", times=STEP_TIMES)
         if self.publisher is not None:
             self.publisher.reached = step + 1
-        asked, self._stop = self._stop, self.hub.should_stop.remote(step + 1)
-        return bool(asked is not None and ray.get(asked))
+        if self.rank == 0:
+            self._heed_notice()
+        asked, self._wish = self._wish, self.hub.wish.remote(step + 1)
+        wish: Wish | None = asked and ray.get(asked)
+        return wish
+
+    def _heed_notice(self) -> None:
+        """Have a checkpoint saved when a node of this group's is about to be taken away, once per notice.
+
+        Ray Train tells each worker of the notice. `ray.train.get_preemption_info` gives it too, but has all ranks wait
+        for each other, and every step would do that.
+        """
+        notice = get_train_context().preemption_context.preemption_info
+        if notice is None or notice == self._noticed:
+            return
+        self._noticed = notice
+        self.hub.request_save.remote()
+        self.hub.tell.remote(_told(notice))
+
+
+def _told(notice: PreemptionInfo) -> str:
+    """A notice of preemption in words."""
+    when = "soon"
+    if notice.deadline_ms:
+        when = f"at {datetime.fromtimestamp(notice.deadline_ms / 1000, timezone.utc):%H:%M:%S} UTC"
+    ranks = ", ".join(map(str, notice.preempted_ranks))
+    return (
+        f"A node is taken away {when}, with trainer worker {ranks}. A checkpoint is saved now; training goes on there "
+        "until then, and from the newest checkpoint elsewhere, which does not count as a failure."
+    )
 
 
 def _phase_teacher(learner: Learner) -> FlatWeights:

@@ -9,7 +9,7 @@ import torch, which would make it start several seconds later.
 | who | calls | waits for |
 | --- | --- | --- |
 | trainer rank 0 | begin, publish, push | nothing (a thread does the first two) |
-| every rank | should_stop(step), log, tell | nothing |
+| every rank | wish(step), request_save, log, tell | nothing |
 | state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
 | | joined, last_words, fail | nothing |
 | Ray Train's controller, readers | failure, standing | nothing |
@@ -38,6 +38,7 @@ from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
 
 if TYPE_CHECKING:
+    from ddil_ray.training.loop import Wish
     from ddil_ray.training.wire import FlatWeights
 
 __all__ = ["LAID_OUT", "Grant", "Hub", "HubState", "Measured", "Publication", "laid_out"]
@@ -83,6 +84,7 @@ class HubState:
     phase: int = -1
     version: int = -1
     seen_step: int = -1
+    save_step: int | None = None
     stop_step: int | None = None
     records: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECORDS_KEPT))
 
@@ -93,7 +95,7 @@ class HubState:
         """
         self.begun = max(now, self.begun + 1)
         self.start_step, self.streams = start_step, dict(streams)
-        self.phase, self.version, self.seen_step = -1, -1, reached
+        self.phase, self.version, self.seen_step, self.save_step = -1, -1, reached, None
         return self.begun
 
     def lacks(self, ask: Ask) -> Lack | None:
@@ -114,10 +116,16 @@ class HubState:
             stream = self.streams[ask.stream]
             stream.begun = max(stream.begun, ask.block + 1)
 
-    def should_stop(self, step: int) -> bool:
-        """The same answer to every rank: the stop lies two steps beyond the furthest rank seen."""
+    def wish(self, step: int) -> Wish | None:
+        """See `Hooks.wish`: what is wanted lies two steps beyond the furthest rank seen when it was asked for."""
         self.seen_step = max(self.seen_step, step)
-        return self.stop_step is not None and step >= self.stop_step
+        if self.stop_step is not None and step >= self.stop_step:
+            return "stop"
+        return "save" if step == self.save_step else None
+
+    def request_save(self) -> None:
+        """Let all ranks write a checkpoint at one step that none has passed."""
+        self.save_step = self.seen_step + 2
 
     def request_stop(self) -> None:
         """Stop all ranks at one step that none has passed."""
@@ -304,13 +312,17 @@ class Hub:
         self._measured.end()
         await self._notify()
 
-    async def should_stop(self, step: int) -> bool:
-        """See `HubState.should_stop`."""
+    async def wish(self, step: int) -> Wish | None:
+        """See `HubState.wish`."""
         before = self.state.seen_step
-        stop = self.state.should_stop(step)
+        wish = self.state.wish(step)
         if self.state.seen_step > before:  # which returns credits
             await self._notify()
-        return stop
+        return wish
+
+    async def request_save(self) -> None:
+        """See `HubState.request_save`."""
+        self.state.request_save()
 
     async def request_stop(self) -> None:
         """See `HubState.request_stop`."""

@@ -20,7 +20,7 @@ from ddil_ray.states.source import StateRequest
 from ddil_ray.training.cadence import Cadence
 from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.learner import Learner, round_models
-from ddil_ray.training.loop import TrainingLoop
+from ddil_ray.training.loop import TrainingLoop, Wish
 from ddil_ray.training.placement import actor_networks, frozen, trained
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Ingredients, Recipe
@@ -77,8 +77,8 @@ class _InlineHooks:
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Nothing is kept."""
 
-    def should_stop(self, step: int) -> bool:
-        return False
+    def wish(self, step: int) -> Wish | None:
+        return None
 
 
 @dataclass

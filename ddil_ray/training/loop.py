@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -22,12 +22,16 @@ from ddil_ray.states.replay import ReplayBuffer
 from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.learner import Learner
 
-__all__ = ["Feed", "Hooks", "LoopSettings", "TrainingLoop"]
+__all__ = ["Feed", "Hooks", "LoopSettings", "TrainingLoop", "Wish"]
 
 _SEEDS_APART = 1_000_003
 
 Feed = Callable[[], StateBatch]
 """Gives the next block of labelled rows of one source, in order; blocks until it is there."""
+
+
+Wish = Literal["save", "stop"]
+"""What the world may want of the loop: a checkpoint out of turn, or one and then the end."""
 
 
 class Hooks(Protocol):
@@ -45,8 +49,8 @@ class Hooks(Protocol):
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Keep `state`, from which training goes on after `step` updates."""
 
-    def should_stop(self, step: int) -> bool:
-        """Whether to stop before doing `step`; the same answer on every rank."""
+    def wish(self, step: int) -> Wish | None:
+        """What is wanted before `step` is done; the same answer on every rank."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class LoopSettings:
 
 @dataclass
 class TrainingLoop:
-    """Trains `learner` through all phases from `step` on; `run` may be left early by `Hooks.should_stop`."""
+    """Trains `learner` through all phases from `step` on; `run` may be left early by `Hooks.wish`."""
 
     learner: Learner
     plans: list[ConsumptionPlan]
@@ -105,8 +109,10 @@ class TrainingLoop:
         resumed = self.step > 0
         window = _Window()
         while self.step < self.total_steps:
-            if self.hooks.should_stop(self.step):
+            wish = self.hooks.wish(self.step)
+            if wish is not None:
                 self.hooks.checkpoint(self.step, self.state_dict())
+            if wish == "stop":
                 return False
             phase, local = divmod(self.step, self.settings.steps)
             if local == 0 or resumed:

@@ -21,14 +21,30 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 def test_a_node_that_is_lost_with_all_rollout_actors_is_replaced_by_another(run_dir):
     """Row: node loss. The trainer waits, and goes on with actors on the new node, from the step that it was at."""
-    done = subprocess.run(
-        [sys.executable, TESTS / "nodes.py", run_dir], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(Path(run_dir, "found.json").read_text())
+    found = _found("nodes.py", run_dir)
     assert found["last"] == 400
     assert found["went_on"]
     assert found["done_again"] == 0
+
+
+def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(run_dir):
+    """Row: preemption notice. It is the only checkpoint, and the loss of the node is no failure."""
+    found = _found("preemption.py", run_dir)
+    assert found["gave_notice"]
+    assert found["last"] == 4000
+    saved = found["saved"][0]
+    assert found["noticed"] < saved <= found["furthest"]
+    assert saved < found["went_back_to"] <= saved + 10
+    assert any("is taken away at" in text for text in found["said"])
+
+
+def _found(script, run_dir):
+    """What a script of tests/ that has a cluster of its own wrote."""
+    done = subprocess.run(
+        [sys.executable, TESTS / script, run_dir], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(Path(run_dir, "found.json").read_text())
 
 
 def test_a_driver_that_dies_leaves_nothing_running_and_its_run_goes_on(run_dir, ray_cluster):

@@ -143,8 +143,8 @@ class Stopping(_InlineHooks):
         if self.folder is not None:
             write_checkpoint(self.folder, state, rank=0, ranks=1)
 
-    def should_stop(self, step):
-        return step == self.stop_at
+    def wish(self, step):
+        return "stop" if step == self.stop_at else None
 
 
 @dataclass

@@ -36,7 +36,7 @@ def test_a_block_that_waits_gives_way_to_an_earlier_one_of_its_actor():
         earlier = threads.submit(stage, {"place": np.array([0])})
         assert len(earlier.result(timeout=30)["t"]) == 16
         assert not later.done()
-        ray.get(hub.should_stop.remote(12))  # the trainer got there
+        ray.get(hub.wish.remote(12))  # the trainer got there
         assert len(later.result(timeout=30)["t"]) == 16
     ray.kill(trainer)
     ray.kill(hub)

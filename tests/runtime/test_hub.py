@@ -104,13 +104,23 @@ def test_what_actors_did_is_told_in_shares_of_their_time():
 
 def test_all_ranks_stop_at_one_step_that_none_has_passed():
     hub = HubState()
-    assert not hub.should_stop(4)
-    assert not hub.should_stop(5)
+    assert hub.wish(4) is None
+    assert hub.wish(5) is None
     hub.request_stop()
-    answers = {rank: next(step for step in range(5, 10) if hub.should_stop(step)) for rank in (0, 1)}
+    answers = {rank: next(step for step in range(5, 10) if hub.wish(step) == "stop") for rank in (0, 1)}
     assert answers == {0: 7, 1: 7}
     hub.request_stop()
     assert hub.stop_step == 7
+
+
+def test_all_ranks_save_once_at_one_step_that_none_has_passed_and_go_on():
+    hub = HubState()
+    hub.wish(5)
+    hub.request_save()
+    assert [[step for step in range(5, 12) if hub.wish(step) == "save"] for rank in (0, 1)] == [[7], [7]]
+    hub.request_save()
+    hub.begin(0, {}, 3, now=1)
+    assert {hub.wish(step) for step in range(3, 20)} == {None}, "a group that began anew has had no notice"
 
 
 def test_records_beyond_what_is_kept_leave_oldest_first():

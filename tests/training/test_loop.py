@@ -106,8 +106,8 @@ def test_student_states_follow_the_student_and_stop_following_when_not_synced():
 class Recorder:
     """Hooks that keep what they are given."""
 
-    def __init__(self, stop_at=None, refresh=None):
-        self.records, self.checkpoints, self.published, self.stop_at = [], [], [], stop_at
+    def __init__(self, wishes=None, refresh=None):
+        self.records, self.checkpoints, self.published, self.wishes = [], [], [], wishes or {}
         self.refresh = refresh or (lambda step: None)
 
     def phase_started(self, step, learner):
@@ -124,8 +124,8 @@ class Recorder:
     def checkpoint(self, step, state):
         self.checkpoints.append((step, copy.deepcopy(state)))
 
-    def should_stop(self, step):
-        return step == self.stop_at
+    def wish(self, step):
+        return self.wishes.get(step)
 
 
 def _loop(recipe, hooks, *, version=lambda: 0, taken=None):
@@ -181,7 +181,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_losses():
     recipe = Recipe(small_run(replay={"reuse": 2}, tracking={"log_every": 1}, states=THREE_SOURCES))
     whole = Recorder()
     _loop(recipe, whole, version=lambda: 10**6)[0].run()
-    stopped = Recorder(stop_at=12)
+    stopped = Recorder({12: "stop"})
     loop, taken = _loop(recipe, stopped, version=lambda: 10**6)
     assert not loop.run()
     step, state = stopped.checkpoints[-1]
@@ -191,6 +191,13 @@ def test_going_on_from_a_checkpoint_gives_the_same_losses():
     loop.load_state_dict(state)
     loop.run()
     assert [r["loss"] for r in stopped.records + resumed.records] == [r["loss"] for r in whole.records]
+
+
+def test_a_checkpoint_that_is_wanted_out_of_turn_is_written_and_training_goes_on():
+    hooks = Recorder({5: "save"})
+    loop, _ = _loop(Recipe(small_run(checkpoint={"every": 8})), hooks)
+    assert loop.run()
+    assert [step for step, _ in hooks.checkpoints] == [5, 8, 16, 20]
 
 
 def test_a_bound_that_would_stall_is_refused_with_the_least_that_does_not():
