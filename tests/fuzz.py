@@ -15,7 +15,7 @@ import yaml
 from hypothesis import strategies as st
 
 from ddil_ray.cli import main
-from ddil_ray.config import RunConfig, TeacherConfig, TextTeacherConfig
+from ddil_ray.config import AblationConfig, RunConfig, TeacherConfig, TextTeacherConfig
 from ddil_ray.config.prepare import PrepareConfig
 
 __all__ = ["BASES", "Leaf", "bad_values", "beyond", "broken_texts", "groups", "leaves", "put", "refused", "valid"]
@@ -43,6 +43,15 @@ BASES: dict[str, tuple[type, dict[str, Any]]] = {
         PrepareConfig,
         {"output": NOWHERE, "teacher": {"model": "builtin:digits"}, "data": {"source": "emoji"}},
     ),
+    "ablate": (
+        AblationConfig,
+        {
+            "name": "mine",
+            "base": "digits-perceptron",
+            "compare": "rate",
+            "axes": {"rate": {"low": {"trainer": {"lr": 1e-4}}, "high": {"trainer": {"lr": 1e-3}}}},
+        },
+    ),
 }
 """The class and the least valid config of each command."""
 
@@ -53,7 +62,7 @@ Leaf = tuple[tuple[str, ...], dict[str, Any]]
 def refused(command: str, *arguments: object) -> str:
     """The one message with which the command refuses `arguments`: exit code 2, nothing else said or started."""
     words = [command.partition(" ")[0], *(["builtin:digits"] if command == "evaluate" else []), *map(str, arguments)]
-    if command == "evaluate":
+    if command in ("evaluate", "ablate"):
         words += ["--out", NOWHERE]
     out, err, before = io.StringIO(), io.StringIO(), _ray_is_up()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:

@@ -46,11 +46,13 @@ class Team:
 
     Args:
         parallel: a strategy's name.
+        poisoned: step at which the last row of the global batch, so of the last rank alone, is NaN.
         settings: of `small_run`, besides the teacher.
     """
 
-    def __init__(self, parallel: str = "ddp", **settings: Any) -> None:
+    def __init__(self, parallel: str = "ddp", poisoned: int | None = None, **settings: Any) -> None:
         torch.manual_seed(0)
+        self.poisoned = poisoned
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         settings = {"teacher": {"model": PERCEPTRON, "guidance": 1.0}, **settings}
         trainer = {"batch_size": BATCH, "lr": 1e-4, **settings.pop("trainer", {})}
@@ -78,6 +80,8 @@ class Team:
         states = make_states(context, phase, StateRequest(Origin.FORWARD, 0, step, BATCH, 0), version=-1)
         with torch.no_grad():
             label = made.objective.label(self.expert, states, phase)
+        if step == self.poisoned:
+            states.x_t[-1] = torch.nan
         return StateBatch(**{**vars(states), "label": label, "version": torch.arange(BATCH)})
 
     def update(self, step: int) -> dict[str, float]:
@@ -128,7 +132,7 @@ def train_all(cases: dict[Any, dict[str, Any]], steps: int) -> dict[Any, dict[st
             team.learner.finish()
             team.learner.start(team.made.objective.phases[1])
         metrics.append(team.update(steps - 1))
-        found[name] = {"metrics": metrics, "state": team.state(), "kept": team.kept()}
+        found[name] = {"metrics": metrics, "state": team.state(), "kept": team.kept(), "skipped": team.learner.skipped}
     return found
 
 

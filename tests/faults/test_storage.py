@@ -34,6 +34,7 @@ from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.source import StateRequest
 from ddil_ray.storage import open_url
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo
+from ddil_ray.training.checkpoint import write_checkpoint
 from ddil_ray.training.kept import KeptBlocks, from_parquet, kept_folder, to_parquet
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +208,44 @@ def test_a_large_file_whose_part_cannot_be_sent_leaves_the_old_one_and_no_parts(
     s3.calm()
     assert client.get_object(Bucket="bucket", Key="runs/a/weights.safetensors")["Body"].read() == b"old"
     assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_checkpoint_that_is_torn_at_any_upload_is_passed_over_for_the_one_before(s3, tmp_path):
+    """The storage goes away for good after each number of objects, so that nothing can be cleaned up either."""
+
+    def staged(step):
+        folder = tmp_path / f"{step}"
+        folder.mkdir()
+        weights = torch.full((8,), float(step))
+        learner = {"student": {"w": weights}, "optimizers": {}, "rounds": {4: {"w": weights}}}
+        write_checkpoint(folder, {"step": step, "learner": learner, "rank": {"taken": {0: 1}}}, rank=0, ranks=1)
+        return folder
+
+    def gone_after(uploads):
+        left = [uploads]
+
+        def fault(method, path):
+            if method == "PUT":
+                left[0] -= 1
+            return "reset" if left[0] < 0 else None
+
+        return fault
+
+    store, said = CheckpointStore("s3://bucket/torn/checkpoints"), []
+    store.put(f"attempt-1/checkpoint_0001-aa_{10:09d}", staged(10))
+    files = staged(20)
+    for uploads in range(len(list(files.iterdir()))):
+        s3.fault = gone_after(uploads)
+        with pytest.raises(Exception, match=r"(?i)connect"):
+            store.put(f"attempt-1/checkpoint_0002-{uploads:02d}_{20:09d}", files)
+        s3.calm()
+        assert store.newest(said.append).step == 10
+    assert any("no manifest, so its writing was cut off" in text for text in said)
+    store.put(f"attempt-1/checkpoint_0003-aa_{20:09d}", files)
+    assert store.newest(pytest.fail).step == 20
+    store.prune(1)
+    assert {name.split("/")[3] for name in _names("torn/")} == {f"checkpoint_0003-aa_{20:09d}"}
 
 
 @pytest.mark.usefixtures("impatient")

@@ -20,6 +20,7 @@ MORE = {
     "a unet that computes blocks again": {
         "objective": OBJECTIVES["dmd2"], **UNET, "trainer": {"gradient_checkpointing": True}
     },
+    "a step that is not finite in one process": {"objective": OBJECTIVES["lcm"], "poisoned": 1},
     "averages on the cpu": {"objective": OBJECTIVES["lcm"], "trainer": {"ema_offload": True}},
 }  # fmt: skip
 HALVES = {name: {"objective": OBJECTIVES["dmd2"], "trainer": {"precision": name}} for name in ("bf16", "fp16")}
@@ -58,6 +59,7 @@ def test_processes_together_learn_what_one_learns_of_the_same_batches(alone, tog
         for name in expected.keys() & {"grad_norm", "critic/grad_norm"}:
             for each in found:
                 assert each["metrics"][step][name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
+    assert {each["skipped"] for each in found} == {one["skipped"]} == {int("poisoned" in MORE.get(case, {}))}
     assert found[0]["state"].keys() == one["state"].keys()
     assert any(name.startswith("student") for name in one["state"])
     for name, tensor in one["state"].items():
