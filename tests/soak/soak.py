@@ -23,9 +23,11 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -42,6 +44,8 @@ TITLES = {
 }
 """Kinds of processes by what Ray calls them; `driver` is the command itself."""
 PATIENCE_S = 300.0
+LOOK_S = 10.0
+"""Between two looks at memory, which cost a good part of a second."""
 LOG_EVERY = 2
 WORSE, GROWN = 1.25, 1.2
 """How much farther from the data the disturbed student may be, and how much more memory the second half may hold."""
@@ -124,7 +128,7 @@ def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed
     """Wait for a run to end, and kill one of its processes now and then, where there are `kinds` to kill."""
     story, choose, began = Story(), random.Random(seed), time.monotonic()
     heard = due = first = began
-    furthest, killed_driver = 0, False
+    looked, furthest, killed_driver = began, 0, False
     for now in _ticks():
         code = run.process.poll()
         if code is not None and not killed_driver:
@@ -142,7 +146,9 @@ def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed
             run.process.kill()
             story.broken.append(f"No step beyond {furthest} for {PATIENCE_S:.0f} s.")
             return story
-        story.memory.append((now - began, run.bytes_held()))
+        if now - looked > LOOK_S:
+            looked = now
+            story.memory.append((now - began, run.bytes_held()))
         if furthest == 0:
             first, due = now, now + choose.uniform(*every_s)
         elif kinds and now >= due:
@@ -167,13 +173,25 @@ def _kill_one(run: Run, story: Story, choose: random.Random, kinds: Sequence[str
     living = {kind: victims for kind, victims in living.items() if victims}
     if not living:
         return None
-    kind = choose.choice(sorted(living))
+    killed = Counter(kill.kind for kill in story.kills)
+    fewest = min(killed[kind] for kind in living)
+    kind = choose.choice(sorted(kind for kind in living if killed[kind] == fewest))
     records = run.records()
     step = max((int(r["step"]) for r in records if "loss" in r), default=0)
     story.kills.append(Kill(now_s, kind, step, announced(records)))
     with contextlib.suppress(psutil.Error):
         choose.choice(living[kind]).kill()
     return kind
+
+
+def recovery(kills: Sequence[Kill]) -> str:
+    """By kind: how many were killed, and the seconds until training was further than ever."""
+    lines = []
+    for kind in sorted({kill.kind for kill in kills}):
+        taken = sorted(k.recovered_s for k in kills if k.kind == kind and k.recovered_s is not None)
+        count = sum(kill.kind == kind for kill in kills)
+        lines.append(f"{kind}: {count} killed" + (f"; {median(taken):.1f} s, at most {taken[-1]:.1f} s" if taken else ""))
+    return "\n  ".join(lines)
 
 
 def announced(records: Sequence[dict[str, float]]) -> int:
@@ -220,8 +238,10 @@ def useful_s(records: Sequence[dict[str, float]], *, batch_size: int) -> float:
 
 
 def grown(memory: Sequence[tuple[float, int]]) -> float:
-    """Most memory of the last third over the most of the third before it; the first one starts."""
+    """Most memory of the last third over the most of the third before it; the first one starts. NaN for short runs."""
     third = len(memory) // 3
+    if third == 0:
+        return float("nan")
     before, after = (max(held for _, held in part) for part in (memory[third : 2 * third], memory[2 * third :]))
     return after / before
 
@@ -266,7 +286,7 @@ def main() -> None:
         if figures["memory_grown"] > GROWN:
             story.broken.append(f"Memory grew {figures['memory_grown']:.2f} times.")
         found[name] = {"figures": figures, **asdict(story)}
-        print(f"{name}: {figures}, {len(story.kills)} kills", *story.broken, sep="\n  ", flush=True)
+        print(f"{name}: {figures}", recovery(story.kills), *story.broken, sep="\n  ", flush=True)
     still, stirred = (found[name]["figures"] for name in ("undisturbed", "disturbed"))
     if not stirred["frechet"] <= WORSE * still["frechet"]:
         found["disturbed"]["broken"].append("The student is worse than that of the undisturbed run.")
