@@ -67,7 +67,15 @@ class Alone:
         return holds
 
 
-class Replicate(Alone):
+class Together(Alone):
+    """Several processes, whichever way networks are spread over them."""
+
+    def agreed(self, holds: Tensor) -> Tensor:
+        """See `Alone`."""
+        return _everywhere(holds)
+
+
+class Replicate(Together):
     """`DistributedDataParallel`: every process has whole networks, and gradients are averaged over all of them."""
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -83,12 +91,8 @@ class Replicate(Alone):
                     stack.enter_context(network.no_sync())
             yield
 
-    def agreed(self, holds: Tensor) -> Tensor:
-        """See `Alone`."""
-        return _everywhere(holds)
 
-
-class FullyShard(Alone):
+class FullyShard(Together):
     """`fully_shard` (FSDP2): every process keeps a part of each weight, gradient, moment and average.
 
     The weights of a block are gathered when it is called, and let go behind it. They travel, and are computed with, in
@@ -169,10 +173,6 @@ class FullyShard(Alone):
             if first:
                 gathered[name] = full.cpu() if is_sharded(tensor) else full
         return gathered if first else None
-
-    def agreed(self, holds: Tensor) -> Tensor:
-        """See `Alone`."""
-        return _everywhere(holds)
 
     def _shard(self, network: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
