@@ -72,7 +72,9 @@ class Together(Alone):
 
     def agreed(self, holds: Tensor) -> Tensor:
         """See `Alone`."""
-        return _everywhere(holds)
+        counted = holds.int()
+        dist.all_reduce(counted, dist.ReduceOp.MIN)
+        return counted.bool()
 
 
 class Replicate(Together):
@@ -200,12 +202,6 @@ def strategy(name: str, *, precision: str, device: torch.device | str) -> Alone:
     """
     alone = not dist.is_initialized() or dist.get_world_size() == 1
     return Alone() if alone else STRATEGIES[name](precision, torch.device(device).type)
-
-
-def _everywhere(holds: Tensor) -> Tensor:
-    counted = holds.int()
-    dist.all_reduce(counted, dist.ReduceOp.MIN)
-    return counted.bool()
 
 
 def _rank() -> int:
