@@ -99,11 +99,15 @@ def cpu_of(run: Run, steps: int) -> float:
 
 
 def compare(method: str, runs: dict[str, Run], *, steps: int, repeats: int) -> dict[str, Any]:
-    """FLOPs and CPU-seconds per sample of both, runs of one step taken off from longer ones."""
+    """FLOPs and CPU-seconds per sample of both, runs of one step taken off from longer ones.
+
+    Runs are short and take turns, the first of each turn being the last of the one before, so that what slows the
+    machine down for seconds slows down both.
+    """
     flops = {name: flops_per_sample(run, 5) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
+    for repeat in range(repeats):
+        for name, run in list(runs.items())[:: 1 if repeat % 2 else -1]:
             first = cpu_of(run, 1)
             seconds[name].append((cpu_of(run, 1 + steps) - first) / (steps * BATCH))
     medians = measuring.medians(seconds)
@@ -128,7 +132,7 @@ def measure(quick: bool) -> Outcome:
             runs = {"ours": our_run(method, teacher, data)}
             runs["ours"](1)  # binds the prompts
             runs["theirs"] = peer_run(method, teacher, data)
-            found = compare(method, runs, steps=5 if quick else 25, repeats=2 if quick else 3)
+            found = compare(method, runs, steps=5 if quick else 15, repeats=2 if quick else 5)
             figures[method] = found
             flops, cpu = found["flops_per_sample"], found["medians"]
             rows.append(
