@@ -2,7 +2,7 @@
 
 Preparing encodes pictures of 256 x 256, evaluating samples digits; both compute, so that they scale with real cores.
 Simulated requests take 100 ms without computing: what the pool itself can do with more actors than cores. Rates leave out
-the start of the actors: those of preparing count from when each has answered, the others are of the later half.
+how actors start: those of preparing count from when each has answered, the others are of the later half.
 """
 
 from __future__ import annotations

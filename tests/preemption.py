@@ -75,5 +75,7 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.update(WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"})
+    os.environ.update(
+        WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+    )
     main(sys.argv[1])

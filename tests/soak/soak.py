@@ -128,7 +128,7 @@ def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed
     """Wait for a run to end, and kill one of its processes now and then, where there are `kinds` to kill."""
     story, choose, began = Story(), random.Random(seed), time.monotonic()
     heard = due = first = began
-    looked, furthest, killed_driver = began, 0, False
+    furthest, killed_driver = 0, False
     for now in _ticks():
         code = run.process.poll()
         if code is not None and not killed_driver:
@@ -146,9 +146,7 @@ def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed
             run.process.kill()
             story.broken.append(f"No step beyond {furthest} for {PATIENCE_S:.0f} s.")
             return story
-        if now - looked > LOOK_S:
-            looked = now
-            story.memory.append((now - began, run.bytes_held()))
+        _look(run, story, now - began)
         if furthest == 0:
             first, due = now, now + choose.uniform(*every_s)
         elif kinds and now >= due:
@@ -161,6 +159,11 @@ def _ticks() -> Iterator[float]:
     while True:
         time.sleep(1.0)
         yield time.monotonic()
+
+
+def _look(run: Run, story: Story, now_s: float) -> None:
+    if not story.memory or now_s - story.memory[-1][0] > LOOK_S:
+        story.memory.append((now_s, run.bytes_held()))
 
 
 def _recovered(story: Story, now_s: float) -> None:
@@ -190,7 +193,9 @@ def recovery(kills: Sequence[Kill]) -> str:
     for kind in sorted({kill.kind for kill in kills}):
         taken = sorted(k.recovered_s for k in kills if k.kind == kind and k.recovered_s is not None)
         count = sum(kill.kind == kind for kill in kills)
-        lines.append(f"{kind}: {count} killed" + (f"; {median(taken):.1f} s, at most {taken[-1]:.1f} s" if taken else ""))
+        lines.append(
+            f"{kind}: {count} killed; " + (f"{median(taken):.1f} s, at most {taken[-1]:.1f} s" if taken else "-")
+        )
     return "\n  ".join(lines)
 
 
