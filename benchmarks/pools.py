@@ -1,7 +1,7 @@
 """Pools of actors that take requests in any order, as `ddil-ray prepare` and `evaluate` use them: rates over 1, 2, ...
 
 Preparing encodes pictures of 256 x 256, evaluating samples digits; both compute, so that they scale with real cores.
-Simulated requests take 100 ms without computing: what the pool itself can do with more actors than cores. Rates leave out
+Simulated requests take 100 ms without computing: what the pool can do with more actors than cores. Rates leave out
 how actors start: those of preparing count from when each has answered, the others are of the later half.
 """
 
