@@ -88,14 +88,20 @@ class StoreWatch:
         self._every_s, self._ended = every_s, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def _watch(self) -> None:
-        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+    def _look(self) -> None:
+        from ray._private.internal_api import get_memory_info_reply
 
-        state = get_state_from_address(None)
+        self.used.append((time.perf_counter(), get_memory_info_reply(self._state).store_stats.object_store_bytes_used))
+
+    def _watch(self) -> None:
         while not self._ended.wait(self._every_s):
-            self.used.append((time.perf_counter(), get_memory_info_reply(state).store_stats.object_store_bytes_used))
+            self._look()
 
     def __enter__(self) -> StoreWatch:
+        from ray._private.internal_api import get_state_from_address
+
+        self._state = get_state_from_address(None)
+        self._look()  # which connects, while nothing else asks Ray for anything
         self._thread.start()
         return self
 
