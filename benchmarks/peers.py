@@ -132,7 +132,7 @@ def measure(quick: bool) -> Outcome:
             runs = {"ours": our_run(method, teacher, data)}
             runs["ours"](1)  # binds the prompts
             runs["theirs"] = peer_run(method, teacher, data)
-            found = compare(method, runs, steps=5 if quick else 15, repeats=2 if quick else 5)
+            found = compare(method, runs, steps=5 if quick else 15, repeats=2 if quick else 4)
             figures[method] = found
             flops, cpu = found["flops_per_sample"], found["medians"]
             rows.append(

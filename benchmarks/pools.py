@@ -124,7 +124,7 @@ def measure(quick: bool) -> Outcome:
     torch.set_num_threads(1)
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    items, blocks = (12, 20) if quick else (16, 30)
+    items, blocks = (8, 20) if quick else (10, 30)
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary, ray_session(cpus=10):
         folder = Path(temporary)
