@@ -1,4 +1,4 @@
-"""How close to ideal is the pipeline, as trainers and rollout actors grow in number?
+"""How close to ideal is the pipeline, with many trainers and many rollout actors? `sizes.py` has smaller ones.
 
 Real Ray on a simulated cluster: real streams, workers, gradients by gloo and bytes of the real shapes, while networks
 sleep for the time of an accelerator (`ddil_ray.simulation`). Measured against an ideal pipeline, against GPUs that make
@@ -88,8 +88,6 @@ class Point:
 POINTS = [
     Point("1 rollout actor", 1, (1, 1, 1), scale=2, steps=10, states=TEACHER),
     Point("8 rollout actors", 1, (1, 1, 8), scale=2, steps=64, states=TEACHER),
-    Point("2 x 4", 2, (1, 1, 2), scale=6, steps=32),
-    Point("4 x 5", 4, (1, 1, 3), scale=8, steps=30),
     Point("8 x 32", 8, (13, 9, 10), scale=48, steps=12, objective=PD),
     Point("16 x 13", 16, (3, 3, 7), scale=48, steps=12),
     Point("16 x 4, reuse 4", 16, (1, 1, 2), scale=48, steps=12, reuse=4),
@@ -179,7 +177,7 @@ def inline(point: Point, costs: Costs, recipe: Recipe, gpus: int) -> dict[str, f
     }
 
 
-def table_of(results: Sequence[Result]) -> Table:
+def table_of(name: str, results: Sequence[Result]) -> Table:
     """What was measured."""
     rows = [
         [
@@ -196,12 +194,12 @@ def table_of(results: Sequence[Result]) -> Table:
         for r in results
     ]
     columns = ["trainers x actors", "GPUs", "rows/s", "of ideal", "stall", "planned", "stall planned"]
-    return Table("scaling", [*columns, "inline, naive", "inline, synchronised"], rows)
+    return Table(name, [*columns, "inline, naive", "inline, synchronised"], rows)
 
 
-def goals_of(by_name: dict[str, Result]) -> list[Goal]:
+def goals_of(name: str, results: Sequence[Result]) -> list[Goal]:
     """What was promised, of the runs that were made."""
-    r = by_name
+    r = {result.point.name: result for result in results}
     found = []
     if "8 x 32" in r:  # by the plan it needs 22
         found.append(Goal("trainer's stall, 8 x 32", r["8 x 32"].stall, 0.01))
@@ -218,20 +216,27 @@ def goals_of(by_name: dict[str, Result]) -> list[Goal]:
     if {"1 rollout actor", "8 rollout actors"} <= set(r):
         ratio = r["8 rollout actors"].rows_per_s / r["1 rollout actor"].rows_per_s
         found.append(Goal("rollouts, 8 actors / 1", ratio, 7.6, at_least=True))
-    found.append(Goal("plan's throughput off by", max(abs(x.predicted / x.rows_per_s - 1) for x in r.values()), 0.1))
-    found.append(Goal("plan's stall off by", max(abs(x.predicted_stall - x.stall) for x in r.values()), 0.1))
+    found.append(
+        Goal(f"plan's throughput off by ({name})", max(abs(x.predicted / x.rows_per_s - 1) for x in r.values()), 0.1)
+    )
+    found.append(Goal(f"plan's stall off by ({name})", max(abs(x.predicted_stall - x.stall) for x in r.values()), 0.1))
     return found
 
 
 def measure(quick: bool) -> Outcome:
-    """Every point on one cluster."""
+    """The points that goals are about."""
+    return measure_points("scaling", POINTS[:1] if quick else POINTS)
+
+
+def measure_points(name: str, points: Sequence[Point]) -> Outcome:
+    """Every point on one cluster, as a table of that name."""
     results = []
     with simulated_cluster(nodes=4, cpus=16, gpus=16) as address:
-        for point in POINTS[2:3] if quick else POINTS:
+        for point in points:
             results.append(run(point, address))
             print(f"{point.name}: {results[-1].start_s:.0f} s to start, {results[-1].train_s:.0f} s", flush=True)
     figures = {"runs": [{**asdict(r), "efficiency": r.efficiency} for r in results]}
-    return Outcome([table_of(results)], goals_of({r.point.name: r for r in results}), figures)
+    return Outcome([table_of(name, results)], goals_of(name, results), figures)
 
 
 if __name__ == "__main__":
