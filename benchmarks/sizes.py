@@ -1,4 +1,4 @@
-"""`scaling.py` at 1, 2, 4 and 8 trainers with as many actors as planned. Not part of the suite, which has half an hour."""
+"""`scaling.py` at 1, 2, 4 and 8 trainers with as many actors as planned. Not in the suite, which has half an hour."""
 
 from __future__ import annotations
 
