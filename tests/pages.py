@@ -61,15 +61,18 @@ def commands(page: Path) -> Iterator[Command]:
     for block in blocks(page):
         if block.language == "bash":
             for line in block.text.replace("\\\n", " ").splitlines():
-                called = _called(shlex.split(line, comments=True))
+                called = _called(line)
                 if called is not None:
                     yield Command(name, called, whole="..." not in called)
     for text in _INLINE.findall(_FENCE.sub("", page.read_text())):
         yield Command(name, tuple(text.split()[1:]), whole=False)
 
 
-def _called(words: list[str]) -> tuple[str, ...] | None:
+def _called(line: str) -> tuple[str, ...] | None:
     """The arguments of `ddil-ray` in a line of a shell; None where it calls something else."""
+    if "ddil-ray" not in line and "pipelines/" not in line:
+        return None
+    words = shlex.split(line, comments=True)
     for i, word in enumerate(words):
         if word == "ddil-ray":
             return tuple(words[i + 1 :])
