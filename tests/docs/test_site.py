@@ -29,7 +29,8 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_there_and_found_by_search(site):
-    found = {entry["location"].partition("#")[0] for entry in json.loads((site / "search/search_index.json").read_text())["docs"]}
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    found = {entry["location"].partition("#")[0] for entry in index["docs"]}
     pages = {str(path.relative_to(site)) for path in site.rglob("*.html")} - {"404.html"}
     assert found == pages
     assert len(pages) > 80
