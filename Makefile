@@ -11,7 +11,7 @@ endif
 # One process for the tests that share a local Ray, one for all others.
 SPREAD := --numprocesses 2 --dist loadgroup
 
-.PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil soak secrets sbom bandit clean
+.PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil docs soak secrets sbom bandit clean
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo
@@ -30,6 +30,10 @@ check: $(VENV)/.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Into site/, with warnings as errors.
+docs: $(VENV)/.ok
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/site/mkdocs.yml
 
 benchmark: $(VENV)/.ok
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py
@@ -63,4 +67,4 @@ $(VENV)/.ok: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

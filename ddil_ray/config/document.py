@@ -60,8 +60,13 @@ def _table(kind: type[BaseModel], *, scalars_only: bool = False) -> str:
         if scalars_only and _groups(field):
             continue
         kind_text = _type(schema["properties"][name], definitions)
-        rows.append(f"| `{name}` | {kind_text} | {_default(field)} | {field.description or ''} |")
+        rows.append(f"| `{name}` | {kind_text} | {_default(field)} | {_cell(field.description or '')} |")
     return "\n".join(rows) + "\n"
+
+
+def _cell(text: str) -> str:
+    """`text` in a table, where a bar would end the cell and a name in angles be taken for a tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _default(field: FieldInfo) -> str:
