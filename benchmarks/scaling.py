@@ -88,9 +88,9 @@ class Point:
 POINTS = [
     Point("1 rollout actor", 1, (1, 1, 1), scale=2, steps=10, states=TEACHER),
     Point("8 rollout actors", 1, (1, 1, 8), scale=2, steps=64, states=TEACHER),
-    Point("8 x 32", 8, (13, 9, 10), scale=48, steps=12, objective=PD),
-    Point("16 x 13", 16, (3, 3, 7), scale=48, steps=12),
-    Point("16 x 4, reuse 4", 16, (1, 1, 2), scale=48, steps=12, reuse=4),
+    Point("8 x 32", 8, (13, 9, 10), scale=48, steps=10, objective=PD),
+    Point("16 x 13", 16, (3, 3, 7), scale=48, steps=10),
+    Point("16 x 4, reuse 4", 16, (1, 1, 2), scale=48, steps=10, reuse=4),
 ]
 
 

@@ -34,6 +34,8 @@ BOUNDS: dict[str, dict[str, int]] = {
 }
 """Settings of `replay`."""
 SPEEDS = {"rollouts slower": "sleeping:fast_trainer", "training slower": "sleeping:slow_trainer"}
+ARMS = {"rollouts slower": ("least", "default", "none"), "training slower": ("default", "none")}
+"""Keys of `BOUNDS`: the least costs where rollouts are slower."""
 
 
 def settings(teacher: str, *, steps: int, replay: Mapping[str, int]) -> dict[str, Any]:
@@ -70,11 +72,13 @@ def steps_of(run: Mapping[str, Any]) -> int:
 
 def bounded(folder: Path, *, steps: int, repeats: int) -> dict[str, dict[str, list[dict[str, float]]]]:
     """What every speed and bound gave, in turn."""
-    found: dict[str, dict[str, list[dict[str, float]]]] = {speed: {bound: [] for bound in BOUNDS} for speed in SPEEDS}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {
+        speed: {bound: [] for bound in ARMS[speed]} for speed in SPEEDS
+    }
     for repeat in range(repeats):
         for speed, teacher in SPEEDS.items():
-            for bound, replay in BOUNDS.items():
-                run = settings(teacher, steps=steps, replay=replay)
+            for bound in ARMS[speed]:
+                run = settings(teacher, steps=steps, replay=BOUNDS[bound])
                 view = run_on_ray(folder, f"{teacher.partition(':')[2]}-{bound}-{repeat}", run)
                 found[speed][bound].append({"bound": steps_of(run), **summed_up(view, warm=steps // 5)})
     return found
