@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,6 +38,10 @@ TEACHER = {"forward": 0.0, "teacher": 1.0, "teacher_substeps": 28}
 LCM = {"type": "lcm", "solver_steps": 50, "student_steps": 4}
 PD = {"type": "pd", "teacher_steps": 20, "student_steps": [4]}
 ROLES = ("forward_states", "student_rollouts", "teacher_rollouts")
+
+
+STEADY = 240
+"""Steps of a run whose beginning, where every row is fresh, does not count."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def run(point: Point, address: str) -> Result:
         made = recipe.ingredients()
         costs = declared(recipe, made)
         planned = capacity(recipe, made, costs)
+        steady = capacity(Recipe(replace(point, steps=STEADY).config(folder)), made, costs)
         distill(config)
         records = [r for r in read_journal(Path(folder) / "run" / "metrics.jsonl") if "loss" in r]
     batch = point.rows * point.workers
@@ -141,7 +146,7 @@ def run(point: Point, address: str) -> Result:
         gpus,
         rows_per_s=batch / fmean(seconds[since:]) * point.scale,
         stall=sum(stalls[since:]) / sum(seconds[since:]),
-        ideal=_ideal(planned) * point.scale,
+        ideal=_ideal(steady) * point.scale,
         predicted=planned.rows_per_s * point.scale,
         predicted_stall=planned.stall,
         inline={name: rate * point.scale for name, rate in inline(point, costs, recipe, gpus).items()},
