@@ -4,7 +4,7 @@
 #
 #   cluster/background.sh start-head.sh [options of that script]
 #
-# STATE (~/.ray/ddil-ray) is the folder of its log and process id.
+# STATE (~/.ray/ddil-ray/HOST) is the folder of its log and process id.
 set -euo pipefail
 # shellcheck source=cluster/auth.sh
 . "$(dirname "${BASH_SOURCE[0]}")/auth.sh"
@@ -13,7 +13,7 @@ set -euo pipefail
 script="$(dirname "${BASH_SOURCE[0]}")/$1"
 shift
 [ -x "$script" ] || die "the script must be one of this folder, but $script is none."
-state="${STATE:-$HOME/.ray/ddil-ray}"
+state="${STATE:-$HOME/.ray/ddil-ray/$(hostname)}"
 mkdir -p "$state"
 
 # Whether the process that was started before still is that process.
