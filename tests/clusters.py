@@ -1,4 +1,4 @@
-"""The files of cluster/ as tests read them: documents, the run that each starts, and the pools of nodes that it makes."""
+"""The files of cluster/ as tests read them: documents, the run that each starts, and its pools of nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pins that `ray up` takes the files for cloud and own machines, and what its schema does not see; and SkyPilot's task."""
+"""Pins that `ray up` takes the files for cloud and own machines, what its schema does not see, and SkyPilot's task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 from botocore.validate import ParamValidator
 from clusters import CLUSTER, ROOT, documents
+from commandlines import meant, parsed
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 CLOUDS = ["aws", "gcp"]
@@ -137,6 +138,8 @@ def test_nodes_get_the_token_and_start_by_the_scripts_that_ask_for_it(name):
         assert f"cluster/background.sh {script}" in command
         assert "ray stop" not in command
         assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
+        words = shlex.split(command, comments=True)
+        assert parsed(meant(words[words.index("cluster/background.sh") :])).command.name == "start"
     assert "autoscaling-config" in config["head_start_ray_commands"][0]
     assert "ray start" in config["head_start_ray_commands"][0]  # else Ray warns that nothing starts it
 

@@ -8,27 +8,17 @@ import subprocess
 
 import click
 import pytest
-import typer
 from clusters import CLUSTER, ROOT
-from ray.scripts.scripts import cli as ray_cli
+from commandlines import meant, parsed
 
-from ddil_ray.cli import app
 from ddil_ray.config import load_config
 
 README = (CLUSTER / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PROGRAMS = {"ddil-ray": typer.main.get_command(app), "ray": ray_cli}
-ALIASES = {
-    "distill.py": "distill",
-    "evaluate.py": "evaluate",
-    "train_teacher.py": "train-teacher",
-}
-
-
 def commands():
     """Each command of all blocks as words: lines joined, comments and assignments before it taken away."""
     for block in BLOCKS:
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in re.sub(r"\$n\b|\$\{n\}", "1", block.replace("\\\n", " ")).splitlines():
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]
@@ -36,33 +26,7 @@ def commands():
                 yield words
 
 
-def parsed(words):
-    """Parse a command, subcommands and all, and run nothing."""
-    command, name, rest = PROGRAMS[words[0]], words[0], words[1:]
-    context = command.make_context(name, list(rest))
-    while isinstance(command, click.Group):
-        name, command, rest = command.resolve_command(context, [*context.protected_args, *context.args])
-        context = command.make_context(name, list(rest), parent=context)
-    return context
-
-
-def inner(words):
-    """The command that a script or `ray job submit` is given."""
-    if words[0] == "cluster/submit.sh":
-        return words[1:]
-    if words[0] == "sbatch":
-        return ["ddil-ray", "distill", *words[2:]]
-    return words
-
-
-def as_ddil_ray(words):
-    """`python pipelines/distill.py x` is `ddil-ray distill x`."""
-    if words[:1] == ["python"] and words[1].startswith("pipelines/"):
-        return ["ddil-ray", ALIASES[words[1].removeprefix("pipelines/")], *words[2:]]
-    return words
-
-
-ALL = [as_ddil_ray(inner(words)) for words in commands()]
+ALL = [meant(words) for words in commands()]
 OURS = [words for words in ALL if words[0] == "ddil-ray"]
 RAYS = [words for words in ALL if words[0] == "ray"]
 
@@ -81,7 +45,7 @@ def test_commands_parse(words):
 
 def test_all_kinds_of_commands_were_found():
     assert len(OURS) >= 5
-    assert {words[1] for words in RAYS} == {"up", "down", "dashboard", "job"}
+    assert {words[1] for words in RAYS} == {"start", "up", "down", "dashboard", "job"}
 
 
 def test_a_mistake_in_a_command_would_be_noticed():
@@ -109,7 +73,7 @@ def test_the_config_on_the_page_loads(tmp_path):
 
 
 def test_files_that_the_page_names_exist():
-    named = set(re.findall(r"\b(?:cluster|pipelines)/[\w./-]+", "\n".join(" ".join(w) for w in ALL)))
+    named = set(re.findall(r"\b(?:cluster|pipelines)/[\w./-]+", "\n".join(BLOCKS)))
     named |= {f"cluster/{name}" for name in re.findall(r"`((?:vm|slurm|kuberay|base)/[\w./-]+)`", README)}
     assert len(named) > 10
     for name in named:

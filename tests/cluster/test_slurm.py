@@ -1,4 +1,4 @@
-"""Pins the SLURM script, run with a SLURM and a Ray of a few lines: what starts where, who gets a signal, what is left."""
+"""Pins the SLURM script, run with a SLURM and a Ray of a few lines: what starts where, and who gets a signal."""
 
 from __future__ import annotations
 
