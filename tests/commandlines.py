@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 import typer
 from ray.scripts.scripts import cli as ray_cli
+from typer._click.exceptions import UsageError as TyperUsageError
 
 from ddil_ray.cli import app
 
@@ -35,15 +37,18 @@ def meant(words: Sequence[str]) -> list[str]:
             return others
 
 
-def parsed(words: Sequence[str]) -> click.Context:
-    """The context of the innermost command.
+def parsed(words: Sequence[str]) -> Any:
+    """The innermost command, once its options and arguments are parsed.
 
     Raises:
-        click.UsageError: it does not parse.
+        ValueError: they do not parse.
     """
-    command, name, rest = PROGRAMS[words[0]], words[0], list(words[1:])
-    context = command.make_context(name, rest)
-    while isinstance(command, click.Group):
-        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        context = command.make_context(name, rest, parent=context)
-    return context
+    command: Any = PROGRAMS[words[0]]
+    try:
+        context = command.make_context(words[0], list(words[1:]))
+        while hasattr(command, "resolve_command"):
+            name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            context = command.make_context(name, rest, parent=context)
+    except (click.UsageError, TyperUsageError) as error:
+        raise ValueError(f"{' '.join(words)}: {error.format_message()}") from error
+    return command

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 
-import click
 import pytest
 from clusters import CLUSTER, ROOT
 from commandlines import meant, parsed
@@ -39,8 +38,7 @@ def test_blocks_are_sound_shell(block):
 
 @pytest.mark.parametrize("words", [*OURS, *RAYS], ids=" ".join)
 def test_commands_parse(words):
-    context = parsed(words)
-    assert context.command.name
+    assert parsed(words).name == words[2 if words[1] == "job" else 1]
 
 
 def test_all_kinds_of_commands_were_found():
@@ -49,9 +47,9 @@ def test_all_kinds_of_commands_were_found():
 
 
 def test_a_mistake_in_a_command_would_be_noticed():
-    with pytest.raises(click.UsageError):
+    with pytest.raises(ValueError, match="--resum"):
         parsed(["ddil-ray", "distill", "mine.yaml", "--resum", "x"])
-    with pytest.raises(click.UsageError):
+    with pytest.raises(ValueError, match="--adress"):
         parsed(["ray", "job", "submit", "--adress", "x", "--", "true"])
 
 
