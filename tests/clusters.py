@@ -81,7 +81,7 @@ def kustomized(name: str) -> dict[str, dict[str, Any]]:
 def artefact(name: str) -> Artefact:
     """The run and the pools of `base`, `job`, `kueue` (Kubernetes), `aws`, `gcp`, `slurm` or `skypilot`."""
     return {
-        "base": lambda: Artefact(_run("pools/sd15-dmd2"), _kuberay(documents(KUBERAY / "base" / "raycluster.yaml")[0]["spec"])),
+        "base": lambda: Artefact(_run("pools/sd15-dmd2"), _kuberay(_base()["spec"])),
         "job": lambda: _rayjob("job"),
         "kueue": lambda: _rayjob("kueue"),
         "aws": lambda: Artefact(_run("pools/sd15-dmd2"), _launcher("aws", "InstanceType")),
@@ -89,6 +89,11 @@ def artefact(name: str) -> Artefact:
         "slurm": _slurm,
         "skypilot": _skypilot,
     }[name]()
+
+
+def _base() -> dict[str, Any]:
+    (cluster,) = documents(KUBERAY / "base" / "raycluster.yaml")
+    return cluster
 
 
 def _run(config: str, *overrides: str) -> RunConfig:
@@ -156,7 +161,7 @@ def _slurm() -> Artefact:
 
 def _skypilot() -> Artefact:
     (task,) = documents(CLUSTER / "skypilot.yaml")
-    words = shlex.split(task["run"][task["run"].index("ddil-ray distill") :])
+    words = shlex.split(task["run"][task["run"].index("ddil-ray distill") :].replace("\\\n", " "))
     overrides = [word for word in words[3:] if "$" not in word]
     machine, _, gpus = task["resources"]["accelerators"].partition(":")
     labels = re.findall(r"--labels=pool=(\w+)", task["run"])

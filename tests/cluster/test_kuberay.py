@@ -48,11 +48,12 @@ def check():
     job = strict(json.loads(gzip.decompress((SCHEMAS / "rayjob.json.gz").read_bytes()))["schema"])
     cluster = copy.deepcopy(job)
     cluster["properties"]["spec"] = job["properties"]["spec"]["properties"]["rayClusterSpec"]
-    kinds = {"RayJob": job, "RayCluster": cluster, **strict(json.loads((SCHEMAS / "kueue.json").read_text()))}
+    schemas = {"RayJob": job, "RayCluster": cluster, **strict(json.loads((SCHEMAS / "kueue.json").read_text()))}
+    kinds = {kind: jsonschema.Draft202012Validator(schema) for kind, schema in schemas.items()}
 
     def held(document):
         if document["kind"] in kinds:
-            jsonschema.validate(document, kinds[document["kind"]], cls=jsonschema.Draft202012Validator)
+            kinds[document["kind"]].validate(document)
         else:
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
 

@@ -38,7 +38,7 @@ def test_ray_takes_the_file(name):
         (("available_node_types", "trainer", "min_worker"), 1),
         (("available_node_types", "trainer", "resources", "GPU"), 0.5),
         (("head_node_type",), "nobody"),
-        (("setup_commands",), "make"),
+        (("initialization_commands",), "make"),
     ],
     ids=lambda value: str(value),
 )
