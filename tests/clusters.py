@@ -22,6 +22,7 @@ __all__ = ["CLUSTER", "KUBERAY", "MACHINES", "ROOT", "Artefact", "Pool", "artefa
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 KUBERAY = CLUSTER / "kuberay"
+RUN = str(KUBERAY / "base" / "run.yaml")
 MACHINES = {
     "NVIDIA-H100-80GB-HBM3": ("H100", None),
     "NVIDIA-L4": ("L4", None),
@@ -81,7 +82,7 @@ def kustomized(name: str) -> dict[str, dict[str, Any]]:
 def artefact(name: str) -> Artefact:
     """The run and the pools of `base`, `job`, `kueue` (Kubernetes), `aws`, `gcp`, `slurm` or `skypilot`."""
     return {
-        "base": lambda: Artefact(_run("pools/sd15-dmd2"), _kuberay(_base()["spec"])),
+        "base": lambda: Artefact(load_config(RUN), _kuberay(_base()["spec"])),
         "job": lambda: _rayjob("job"),
         "kueue": lambda: _rayjob("kueue"),
         "aws": lambda: Artefact(_run("pools/sd15-dmd2"), _launcher("aws", "InstanceType")),
@@ -104,7 +105,7 @@ def _rayjob(name: str) -> Artefact:
     spec = kustomized(name)["RayJob"]["spec"]
     program, command, config, *overrides = shlex.split(spec["entrypoint"])
     assert (program, command, config) == ("ddil-ray", "distill", "/etc/ddil-ray/run.yaml")
-    return Artefact(load_config(str(KUBERAY / "base" / "run.yaml"), overrides), _kuberay(spec["rayClusterSpec"]))
+    return Artefact(load_config(RUN, overrides), _kuberay(spec["rayClusterSpec"]))
 
 
 def _kuberay(spec: dict[str, Any]) -> list[Pool]:
