@@ -17,7 +17,18 @@ import yaml
 
 from ddil_ray.config import RunConfig, load_config
 
-__all__ = ["CLUSTER", "KUBERAY", "MACHINES", "ROOT", "Artefact", "Pool", "artefact", "documents", "kustomized", "sbatch_options"]
+__all__ = [
+    "CLUSTER",
+    "KUBERAY",
+    "MACHINES",
+    "ROOT",
+    "Artefact",
+    "Pool",
+    "artefact",
+    "documents",
+    "kustomized",
+    "sbatch_options",
+]
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"

@@ -294,7 +294,9 @@ def test_kueue_gets_a_job_of_fixed_size_that_waits():
 def test_the_quotas_of_the_queue_hold_the_job():
     """By Kueue's rule: a pod takes the first flavor whose labels its node selector allows and whose quota is enough."""
     queues = documents(KUBERAY / "kueue" / "queues.yaml")
-    labels = {d["metadata"]["name"]: d.get("spec", {}).get("nodeLabels", {}) for d in queues if d["kind"] == "ResourceFlavor"}
+    labels = {
+        d["metadata"]["name"]: d.get("spec", {}).get("nodeLabels", {}) for d in queues if d["kind"] == "ResourceFlavor"
+    }
     (queue,) = [d for d in queues if d["kind"] == "ClusterQueue"]
     (group,) = queue["spec"]["resourceGroups"]
     (local,) = [d for d in queues if d["kind"] == "LocalQueue"]

@@ -79,7 +79,9 @@ def test_a_node_that_does_not_start_is_told_with_its_last_lines(node):
     assert "Ray must start within 120 s" in done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "said"), [([], "a script must be given"), (["x.sh"], "must be one of this folder")])
+@pytest.mark.parametrize(
+    ("arguments", "said"), [([], "a script must be given"), (["x.sh"], "must be one of this folder")]
+)
 def test_no_script_or_another_is_one_message(node, arguments, said):
     done = node("background.sh", *arguments)
     assert done.returncode == 2

@@ -14,6 +14,8 @@ from ddil_ray.config import load_config
 
 README = (CLUSTER / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
 def commands():
     """Each command of all blocks as words: lines joined, comments and assignments before it taken away."""
     for block in BLOCKS:
@@ -64,9 +66,7 @@ def test_the_config_on_the_page_loads(tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     config = load_config(str(tmp_path / "mine.yaml"), ["data.source=s3://bucket/prepared"])
     assert config.trainer.label_selector == {"pool": "trainer"}
-    least, most = (
-        config.student_rollouts.bounds[end] + config.teacher_rollouts.bounds[end] + 1 for end in (0, 1)
-    )
+    least, most = (config.student_rollouts.bounds[end] + config.teacher_rollouts.bounds[end] + 1 for end in (0, 1))
     assert f"{least} to {most} nodes of 1" in text
 
 

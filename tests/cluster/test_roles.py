@@ -97,7 +97,10 @@ def test_a_pool_of_other_nodes_would_be_noticed():
     """The check itself: half the GPUs of a node, or another label, do not pass."""
     made = artefact("base")
     trainer, rollout = made.pools
-    for wrong in ([Pool({"pool": "train"}, 1, 1, 96, 8, ""), rollout], [trainer, Pool(rollout.labels, 4, 32, 6, 1, "")]):
+    for wrong in (
+        [Pool({"pool": "train"}, 1, 1, 96, 8, ""), rollout],
+        [trainer, Pool(rollout.labels, 4, 32, 6, 1, "")],
+    ):
         nodes = [node for pool in wrong for node in pool.nodes(pool.least)]
         with pytest.raises(ConfigError):
             check_fits(made.config, resources(nodes))
