@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import json
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import botocore.session
 import jsonschema
@@ -166,6 +169,25 @@ def test_setup_installs_by_a_target_that_is_there(name):
     assert "--constraint constraints.txt" in shown.stdout
     asked = [word.removeprefix("WITH=") for word in words if word.startswith("WITH=")]
     assert all(package in shown.stdout for packages in asked for package in packages.split())
+
+
+@pytest.fixture(scope="module")
+def skypilot():
+    """Validators of a task and of its resources."""
+    path = Path(__file__).parent / "schemas" / "skypilot.json.gz"
+    schemas = json.loads(gzip.decompress(path.read_bytes()))
+    return [jsonschema.Draft202012Validator(schemas[name]) for name in ("task", "resources")]
+
+
+def test_the_task_of_skypilot_has_its_schema(skypilot):
+    (task,) = documents(CLUSTER / "skypilot.yaml")
+    whole, resources = skypilot
+    whole.validate(task)
+    resources.validate(task["resources"])
+    with pytest.raises(jsonschema.ValidationError):
+        whole.validate({**task, "node": 2})
+    with pytest.raises(jsonschema.ValidationError):
+        resources.validate({**task["resources"], "accelerator": "H100:8"})
 
 
 def test_the_task_of_skypilot_is_sound_shell_and_has_no_secret():

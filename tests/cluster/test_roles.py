@@ -33,19 +33,20 @@ def asked(config, end):
     return gpus, cpus
 
 
-def resources(nodes):
+def admit(config, nodes):
+    """What a run does before it starts."""
     total = Counter()
     for node in nodes:
         total.update(node["Resources"])
-    return dict(total)
+    check_fits(config, dict(total))
+    check_labels(config, nodes)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_finds_room_on_the_least_nodes_by_its_own_checks(name):
     made = artefact(name)
     nodes = [node for pool in made.pools for node in pool.nodes(pool.least)]
-    check_fits(made.config, resources(nodes))
-    check_labels(made.config, nodes)
+    admit(made.config, nodes)
 
 
 @pytest.mark.parametrize("name", AUTOSCALED)
@@ -54,8 +55,7 @@ def test_one_node_less_is_refused_so_no_pool_may_start_smaller(name):
     for short in made.pools:
         nodes = [n for pool in made.pools for n in pool.nodes(pool.least - (pool is short))]
         with pytest.raises(ConfigError, match=r"The roles must fit the cluster|must select a node of the cluster"):
-            check_fits(made.config, resources(nodes))
-            check_labels(made.config, nodes)
+            admit(made.config, nodes)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -103,5 +103,4 @@ def test_a_pool_of_other_nodes_would_be_noticed():
     ):
         nodes = [node for pool in wrong for node in pool.nodes(pool.least)]
         with pytest.raises(ConfigError):
-            check_fits(made.config, resources(nodes))
-            check_labels(made.config, nodes)
+            admit(made.config, nodes)

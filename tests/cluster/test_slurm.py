@@ -20,13 +20,14 @@ while [[ $1 == --* ]]; do shift; done
 exec "$@"
 """
 RAY = """#!/usr/bin/env bash
+trap 'echo "ended $*" >>"$LOG"; exit 0' TERM
 echo "ray $*" >>"$LOG"
 echo "Ray runtime started."
-trap 'echo "ended $*" >>"$LOG"; exit 0' TERM
 while :; do sleep 0.05; done
 """
 PYTHON = """#!/usr/bin/env bash
 echo "python $*" >>"$LOG"
+until grep -q "ray start --address" "$LOG"; do sleep 0.05; done
 exit "${NODES_MISSING:-0}"
 """
 RUN = """#!/usr/bin/env bash
@@ -72,7 +73,8 @@ def job(tmp_path):
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def lines(log):
@@ -111,7 +113,7 @@ def test_no_ray_of_others_is_ended():
 def test_a_head_that_trains_and_nodes_that_roll_out_are_started_and_then_the_run(job):
     start, log = job
     process = start("mine.yaml", "trainer.steps=7", FINISHES="0")
-    assert process.wait(60) == 0, process.communicate()
+    assert process.wait(60) == 0, process.stderr.read()
     until(log, "ended start --address=node-1:6379")
     said = lines(log)
     (head,) = [line for line in said if line.startswith("ray start --head")]
@@ -161,5 +163,5 @@ def test_a_job_without_a_config_is_told_how(job):
     start, log = job
     process = start()
     assert process.wait(60) == 2
-    assert "a config must be given" in process.communicate()[1]
+    assert "a config must be given" in process.stderr.read()
     assert not lines(log)
