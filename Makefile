@@ -11,7 +11,13 @@ endif
 # One process for the tests that share a local Ray, one for all others.
 SPREAD := --numprocesses 2 --dist loadgroup
 
-.PHONY: demo demo-t2i test test-all check benchmark benchmark-ddil docs soak secrets sbom bandit clean
+.PHONY: install demo demo-t2i test test-all check benchmark benchmark-ddil docs soak secrets sbom bandit clean
+
+# What runs need, without the tools of development: for the nodes of a cluster. WITH names further packages.
+install:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt ".[s3,transformers,lora]" $(WITH)
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo
