@@ -13,6 +13,7 @@ __all__ = ["ROOT", "Block", "Command", "blocks", "commands", "pages"]
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`(ddil-ray [^`]+)`")
+_BEFORE = re.compile(r"\w+=.*|cluster/submit\.sh")
 _NAMED = re.compile(r"# ([\w-]+\.yaml)(?=\s)")
 
 
@@ -74,7 +75,7 @@ def _called(line: str) -> tuple[str, ...] | None:
         return None
     words = shlex.split(line, comments=True)
     for i, word in enumerate(words):
-        if word == "ddil-ray":
+        if word == "ddil-ray" and all(_BEFORE.fullmatch(before) for before in words[:i]):
             return tuple(words[i + 1 :])
         if match := re.fullmatch(r"pipelines/(\w+)\.py", word):
             return (match.group(1).replace("_", "-"), *words[i + 1 :])

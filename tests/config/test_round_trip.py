@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from ddil_ray.config import load_config, to_yaml
 
-COMMANDS = [command for command in BASES if command not in ("plan", "evaluate")]
+COMMANDS = [command for command in BASES if command not in ("plan", "evaluate", "ablate")]
+"""Of one command per kind of config, whose every setting has a schema: those of an ablation's axes have none."""
 
 
 def accepted(kind, tree):
