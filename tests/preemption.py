@@ -75,7 +75,6 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.update(
-        WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-    )
+    watching = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+    os.environ.update(WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled"} | watching)
     main(sys.argv[1])
