@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ddil_ray.config import RunConfig
 
-__all__ = ["kill", "processes", "small_run", "when"]
+__all__ = ["kill", "processes", "small_run", "when", "with_a_cluster_of_its_own"]
 
 _SMALL: dict[str, Any] = {
     "name": "small",
@@ -42,6 +46,19 @@ def small_run(**changes: Any) -> RunConfig:
         replace = not isinstance(value, dict) or key in ("objective", "states")
         tree[key] = value if replace else {**tree.get(key, {}), **value}
     return RunConfig.model_validate(tree)
+
+
+def with_a_cluster_of_its_own(script: str, *arguments: str, timeout_s: float = 500) -> None:
+    """Run a script of tests/ that starts a cluster by `ray.cluster_utils`, which knows no tokens.
+
+    How Ray authenticates is read when it is imported, so it is off from the process's start, whatever this session's
+    Ray has set.
+    """
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_AUTH_TOKEN", None)
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float = 280) -> Future[bool]:

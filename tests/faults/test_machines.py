@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from runs import with_a_cluster_of_its_own
 
 from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.tracking import read_journal
@@ -40,10 +41,7 @@ def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(ru
 
 def _found(script, run_dir):
     """What a script of tests/ that has a cluster of its own wrote."""
-    done = subprocess.run(
-        [sys.executable, TESTS / script, run_dir], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    with_a_cluster_of_its_own(script, run_dir)
     return json.loads(Path(run_dir, "found.json").read_text())
 
 

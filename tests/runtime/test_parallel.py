@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import PD, THREE_SOURCES, kill, small_run, when
+from runs import PD, THREE_SOURCES, kill, small_run, when, with_a_cluster_of_its_own
 
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.models import load_model
@@ -96,9 +94,7 @@ def test_a_run_goes_on_with_other_numbers_of_workers(run_dir):
 @pytest.mark.timeout(600)
 def test_an_elastic_run_grows_when_a_node_comes(run_dir):
     """From one worker to two, at a checkpoint; on a cluster of its own, hence in a process of its own."""
-    script = Path(__file__).parents[1] / "elastic.py"
-    done = subprocess.run([sys.executable, script, run_dir], capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with_a_cluster_of_its_own("elastic.py", run_dir, timeout_s=560)
     found = json.loads(Path(run_dir, "found.json").read_text())
     assert found["grown"]
     assert found["last"] == 1500
