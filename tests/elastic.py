@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import ray
 import ray.train
 from ray.cluster_utils import Cluster
-from runs import small_run, when
+from runs import one_more_node, small_run, when
 
 from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
 from ddil_ray.runtime.run import distill
@@ -40,24 +39,9 @@ def main(output: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     ray.train.ScalingConfig = functools.partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=2.0)
-    node = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        f"--address={cluster.address}",
-        "--num-cpus=4",
-        "--block",
-    ]
-    nodes: list[subprocess.Popen[bytes]] = []
-    grown = when(
-        lambda: any(r["step"] >= 20 for r in read_journal(journal)),
-        lambda: nodes.append(subprocess.Popen(node, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)),
-    )
-    try:
+    with one_more_node(cluster.address, 4) as start:
+        grown = when(lambda: any(r["step"] >= 20 for r in read_journal(journal)), start)
         distill(config)
-    finally:
-        for process in nodes:
-            process.terminate()
-            process.wait()
     records = read_journal(journal)
     steps = [r["step"] for r in records if "loss" in r]
     changed = [(r["step"], r["trainer/workers"]) for r in records if "trainer/workers" in r]

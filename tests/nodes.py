@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
-from runs import small_run, when
+from runs import one_more_node, small_run, when
 
 from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
 from ddil_ray.runtime.run import distill
@@ -34,20 +34,21 @@ def main(output: str) -> None:
     def lose() -> None:
         lost["at"] = time.time()
         cluster.remove_node(away, allow_graceful=False)
-        cluster.add_node(num_cpus=2, resources={"away": 1})
+        another()
         lost["back"] = time.time()
 
     def step() -> int:
         return max((int(r["step"]) for r in read_journal(journal) if "loss" in r), default=0)
 
-    when(lambda: step() >= 40, lose)
-    seen: dict[str, float] = {}
-    going_on = when(
-        lambda: "back" in lost and step() > seen.setdefault("step", step()) + 20,
-        lambda: lost.update(on=time.time()),
-        timeout_s=200,
-    )
-    distill(config)
+    with one_more_node(cluster.address, 2, away=1) as another:
+        when(lambda: step() >= 40, lose)
+        seen: dict[str, float] = {}
+        going_on = when(
+            lambda: "back" in lost and step() > seen.setdefault("step", step()) + 20,
+            lambda: lost.update(on=time.time()),
+            timeout_s=200,
+        )
+        distill(config)
     steps = [r["step"] for r in read_journal(journal) if "loss" in r]
     found = {
         "last": step(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
-from runs import small_run, when
+from runs import one_more_node, small_run, when
 
 from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
 from ddil_ray.runtime.run import distill
@@ -38,7 +38,7 @@ def main(output: str) -> None:
         return max((int(r["step"]) for r in read_journal(journal) if "loss" in r), default=0)
 
     def give_notice() -> None:
-        cluster.add_node(num_cpus=2, resources={"spot": 1})
+        another()
         times["noticed"] = step()
         drain = ["drain-node", "--address", cluster.address, "--node-id", taken.node_id]
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
@@ -48,11 +48,12 @@ def main(output: str) -> None:
         times["gone"] = time.time()
         cluster.remove_node(taken, allow_graceful=False)
 
-    noticed = when(lambda: step() >= 40, give_notice)
-    said: list[str] = []
-    view = View()
-    view.say = said.append  # type: ignore[method-assign]
-    distill(config, view=view)
+    with one_more_node(cluster.address, 2, spot=1) as another:
+        noticed = when(lambda: step() >= 40, give_notice)
+        said: list[str] = []
+        view = View()
+        view.say = said.append  # type: ignore[method-assign]
+        distill(config, view=view)
     records = read_journal(journal)
     steps = [r["step"] for r in records if "loss" in r]
     back = next((i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]), None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import psutil
 
 from ddil_ray.config import RunConfig
 
-__all__ = ["kill", "processes", "small_run", "when", "with_a_cluster_of_its_own"]
+__all__ = ["kill", "one_more_node", "processes", "small_run", "when", "with_a_cluster_of_its_own"]
 
 _SMALL: dict[str, Any] = {
     "name": "small",
@@ -61,6 +63,25 @@ def with_a_cluster_of_its_own(script: str, *arguments: str, timeout_s: float = 5
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@contextlib.contextmanager
+def one_more_node(address: str, num_cpus: int, **resources: float) -> Iterator[Callable[[], Any]]:
+    """Gives what starts another node of the cluster at `address`, in any thread; it goes with the context."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", f"--address={address}", f"--num-cpus={num_cpus}", f"--resources={json.dumps(resources)}"]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen([*command, "--block"], **quiet))
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()
+
+
 def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float = 280) -> Future[bool]:
     """Do `act` in a thread once `condition` holds; the future tells that it was done."""
 
@@ -72,7 +93,16 @@ def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float 
         act()
         return True
 
-    return ThreadPoolExecutor(1).submit(watch)
+    done = ThreadPoolExecutor(1).submit(watch)
+    done.add_done_callback(_tell)
+    return done
+
+
+def _tell(done: Future[bool]) -> None:
+    """Say at once what went wrong in a thread: a test that waits for what it was to do may not get to ask."""
+    error = done.exception()
+    if error is not None:
+        traceback.print_exception(error)
 
 
 def processes(title: str) -> list[psutil.Process]:
