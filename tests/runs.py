@@ -77,8 +77,10 @@ def one_more_node(address: str, num_cpus: int, **resources: float) -> Iterator[C
     try:
         yield start
     finally:
-        for process in started:
-            process.terminate()
+        for process in started:  # a node that is asked to end waits for what runs there
+            for below in psutil.Process(process.pid).children(recursive=True):
+                below.kill()
+            process.kill()
             process.wait()
 
 

@@ -88,8 +88,8 @@ def _told(notice: PreemptionInfo) -> str:
         when = f"at {datetime.fromtimestamp(notice.deadline_ms / 1000, timezone.utc):%H:%M:%S} UTC"
     ranks = ", ".join(map(str, notice.preempted_ranks))
     return (
-        f"A node is taken away {when}, with trainer worker {ranks}. A checkpoint is saved now; training goes on there "
-        "until then, and from the newest checkpoint elsewhere, which does not count as a failure."
+        f"A node is taken away {when}, with trainer worker {ranks}. A checkpoint is saved now, from which "
+        "training goes on elsewhere; that does not count as a failure."
     )
 
 

@@ -32,7 +32,7 @@ def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(ru
     """Row: preemption notice. It is the only checkpoint, and the loss of the node is no failure."""
     found = _found("preemption.py", run_dir)
     assert found["gave_notice"]
-    assert found["last"] == 4000
+    assert found["last"] == 1500
     saved = found["saved"][0]
     assert found["noticed"] < saved <= found["furthest"]
     assert saved < found["went_back_to"] <= saved + 10
