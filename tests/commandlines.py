@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +14,17 @@ from typer._click.exceptions import UsageError as TyperUsageError
 
 from ddil_ray.cli import app
 
-__all__ = ["meant", "parsed"]
+__all__ = ["PROGRAMS", "meant", "parsed", "words_of"]
 
 PROGRAMS = {"ddil-ray": typer.main.get_command(app), "ray": ray_cli}
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a line of a shell, without its comment and the assignments before its command."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        words = words[1:]
+    return words
 
 
 def meant(words: Sequence[str]) -> list[str]:
@@ -38,7 +48,7 @@ def meant(words: Sequence[str]) -> list[str]:
 
 
 def parsed(words: Sequence[str]) -> Any:
-    """The innermost command, once its options and arguments are parsed.
+    """The context of the innermost command, once its options and arguments are parsed.
 
     Raises:
         ValueError: they do not parse.
@@ -51,4 +61,4 @@ def parsed(words: Sequence[str]) -> Any:
             context = command.make_context(name, rest, parent=context)
     except (click.UsageError, TyperUsageError) as error:
         raise ValueError(f"{' '.join(words)}: {error.format_message()}") from error
-    return command
+    return context

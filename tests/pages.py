@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from commandlines import meant, words_of
 
 __all__ = ["ROOT", "Block", "Command", "blocks", "commands", "pages"]
 
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`(ddil-ray [^`]+)`")
-_BEFORE = re.compile(r"\w+=.*|cluster/submit\.sh")
 _NAMED = re.compile(r"# ([\w-]+\.yaml)(?=\s)")
 
 
@@ -73,10 +73,5 @@ def _called(line: str) -> tuple[str, ...] | None:
     """The arguments of `ddil-ray` in a line of a shell; None where it calls something else."""
     if "ddil-ray" not in line and "pipelines/" not in line:
         return None
-    words = shlex.split(line, comments=True)
-    for i, word in enumerate(words):
-        if word == "ddil-ray" and all(_BEFORE.fullmatch(before) for before in words[:i]):
-            return tuple(words[i + 1 :])
-        if match := re.fullmatch(r"pipelines/(\w+)\.py", word):
-            return (match.group(1).replace("_", "-"), *words[i + 1 :])
-    return None
+    program, *arguments = meant(words_of(line)) or [""]
+    return tuple(arguments) if program == "ddil-ray" else None

@@ -34,7 +34,8 @@ def test_processes_that_have_ended_keep_what_they_spent(measuring):
     spent = measuring.cpu_seconds() - before
     process.kill()
     process.wait()
-    assert spent >= 0.45  # the clock of processes ticks every 10 ms
+    tick = 0.02  # the clock of processes ticks every 10 ms
+    assert spent >= 0.5 - 2 * tick
     assert measuring.cpu_seconds() - before >= spent
 
 

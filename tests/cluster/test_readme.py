@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 
 import pytest
 from clusters import CLUSTER, ROOT
-from commandlines import meant, parsed
+from commandlines import meant, parsed, words_of
 
 from ddil_ray.config import load_config
 
@@ -20,9 +19,7 @@ def commands():
     """Each command of all blocks as words: lines joined, comments and assignments before it taken away."""
     for block in BLOCKS:
         for line in re.sub(r"\$n\b|\$\{n\}", "1", block.replace("\\\n", " ")).splitlines():
-            words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words = words[1:]
+            words = words_of(line)
             if words:
                 yield words
 
@@ -40,7 +37,7 @@ def test_blocks_are_sound_shell(block):
 
 @pytest.mark.parametrize("words", [*OURS, *RAYS], ids=" ".join)
 def test_commands_parse(words):
-    assert parsed(words).name == words[2 if words[1] == "job" else 1]
+    assert parsed(words).command.name == words[2 if words[1] == "job" else 1]
 
 
 def test_all_kinds_of_commands_were_found():

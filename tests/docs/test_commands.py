@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import typer
 import yaml
+from commandlines import PROGRAMS, parsed
 from pages import ROOT, blocks, commands, pages
 
 from ddil_ray.ablation.grid import grid_runs
-from ddil_ray.cli import app
 from ddil_ray.config import AblationConfig, ConfigTree, RunConfig, load_config, load_teacher_config, preset_names
 from ddil_ray.config.prepare import PrepareConfig
 
-CLI = typer.main.get_command(app)
+CLI = PROGRAMS["ddil-ray"]
 COMMANDS = [command for page in pages() for command in commands(page)]
 KINDS = {"distill": RunConfig, "plan": RunConfig, "evaluate": RunConfig, "prepare": PrepareConfig}
 
@@ -26,13 +25,6 @@ def beside(request, tmp_path, monkeypatch):
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     monkeypatch.chdir(tmp_path)
     return request.param
-
-
-def _parsed(arguments):
-    """The values of a command's parameters, by its own parser; it does not run."""
-    group = CLI.make_context("ddil-ray", list(arguments))
-    name, command, rest = CLI.resolve_command(group, [*group._protected_args, *group.args])
-    return name, command.make_context(name, rest, parent=group).params
 
 
 def _options(name):
@@ -55,7 +47,8 @@ def test_a_command_in_a_sentence_has_that_name_and_those_options(command):
 
 @pytest.mark.parametrize("beside", [c for c in COMMANDS if c.whole], ids=str, indirect=True)
 def test_a_command_to_copy_is_one_and_its_settings_are_right(beside):
-    name, values = _parsed(beside.arguments)
+    context = parsed(["ddil-ray", *beside.arguments])
+    name, values = context.command.name, context.params
     config = values.get("config")
     if config is None or values.get("resume"):
         return
