@@ -13,11 +13,13 @@ SPREAD := --numprocesses 2 --dist loadgroup
 
 .PHONY: install demo demo-t2i test test-all check benchmark benchmark-ddil docs soak secrets sbom bandit clean
 
+# Compiled at once: a run on Ray starts a dozen processes, each of which would compile what it imports wherever
+# PYTHONDONTWRITEBYTECODE is set, and at its first start elsewhere.
+INTO_VENV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
+
 # What runs need, without the tools of development: for the nodes of a cluster. WITH names further packages.
-install:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt ".[s3,transformers,lora]" $(WITH)
+install: | $(BIN)/uv
+	$(INTO_VENV) ".[s3,transformers,lora]" $(WITH)
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo
@@ -64,12 +66,12 @@ sbom: $(VENV)/.ok
 bandit: $(VENV)/.ok
 	$(BIN)/bandit --quiet --recursive --severity-level medium --skip B301,B403,B615 ddil_ray cluster pipelines
 
-$(VENV)/.ok: pyproject.toml constraints.txt
+$(BIN)/uv:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	# Compiled at once: a run on Ray starts a dozen processes, each of which would compile what it imports wherever
-	# PYTHONDONTWRITEBYTECODE is set, and at its first start elsewhere.
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[dev,s3]"
+
+$(VENV)/.ok: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INTO_VENV) --editable ".[dev,s3]"
 	touch $@
 
 clean:
