@@ -29,7 +29,7 @@ def test_a_node_that_is_lost_with_all_rollout_actors_is_replaced_by_another(run_
 
 
 @pytest.mark.xfail(
-    reason="of two runs one went on from the checkpoint; in the other a stream that broke with its node ended the run"
+    reason="of three runs two went on from the checkpoint; in the third a stream that broke with its node ended the run"
 )
 def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(run_dir):
     """Row: preemption notice. It is the only checkpoint, and the loss of the node is no failure."""
