@@ -30,7 +30,7 @@ setsid nohup "$script" "$@" >"$state/log" 2>&1 </dev/null &
 echo $! >"$state/pid"
 for _ in $(seq 240); do
   grep -q "Ray runtime started" "$state/log" && exit 0
-  runs || break
+  kill -0 $! 2>/dev/null || break # a process that is becoming another has no command line for a moment
   sleep 0.5
 done
 tail -n 20 "$state/log" >&2
