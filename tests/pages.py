@@ -73,5 +73,7 @@ def _called(line: str) -> tuple[str, ...] | None:
     """The arguments of `ddil-ray` in a line of a shell; None where it calls something else."""
     if "ddil-ray" not in line and "pipelines/" not in line:
         return None
-    program, *arguments = meant(words_of(line)) or [""]
+    words = words_of(line)
+    job = words[words.index("--") + 1 :] if "--" in words else words  # what `ray job submit` is given
+    program, *arguments = meant(job) or [""]
     return tuple(arguments) if program == "ddil-ray" else None

@@ -142,7 +142,7 @@ def test_nodes_get_the_token_and_start_by_the_scripts_that_ask_for_it(name):
         assert "ray stop" not in command
         assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
         words = shlex.split(command, comments=True)
-        assert parsed(meant(words[words.index("cluster/background.sh") :])).name == "start"
+        assert parsed(meant(words[words.index("cluster/background.sh") :])).command.name == "start"
     assert "autoscaling-config" in config["head_start_ray_commands"][0]
     assert "ray start" in config["head_start_ray_commands"][0]  # else Ray warns that nothing starts it
 
