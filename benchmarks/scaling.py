@@ -133,7 +133,8 @@ def run(point: Point, address: str) -> Result:
         made = recipe.ingredients()
         costs = declared(recipe, made)
         planned = capacity(recipe, made, costs)
-        steady = capacity(Recipe(replace(point, steps=STEADY).config(folder)), made, costs)
+        long = Recipe(replace(point, steps=STEADY).config(folder))
+        steady = capacity(long, long.ingredients(), costs)
         distill(config)
         records = [r for r in read_journal(Path(folder) / "run" / "metrics.jsonl") if "loss" in r]
     batch = point.rows * point.workers
