@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
 from pathlib import Path
 
-import ray
 import ray.train
-from ray.cluster_utils import Cluster
-from runs import one_more_node, small_run, when
+from own_cluster import connected, furthest, one_more_node, run_alone
+from runs import small_run, when
 
-from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
 from ddil_ray.runtime.run import distill
 from ddil_ray.tracking import read_journal
 
@@ -36,20 +32,14 @@ def main(output: str) -> None:
         checkpoint={"every": 50},
     )
     journal = Path(output, config.name, "metrics.jsonl")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     ray.train.ScalingConfig = functools.partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=2.0)
-    with one_more_node(cluster.address, 4) as start:
-        grown = when(lambda: any(r["step"] >= 20 for r in read_journal(journal)), start)
+    with connected(5) as cluster, one_more_node(cluster.address, 4) as start:
+        grown = when(lambda: furthest(journal) >= 20, start)
         distill(config)
-    records = read_journal(journal)
-    steps = [r["step"] for r in records if "loss" in r]
-    changed = [(r["step"], r["trainer/workers"]) for r in records if "trainer/workers" in r]
-    Path(output, "found.json").write_text(json.dumps({"grown": grown.result(), "last": steps[-1], "changed": changed}))
-    ray.shutdown()
-    cluster.shutdown()
+    changed = [(r["step"], r["trainer/workers"]) for r in read_journal(journal) if "trainer/workers" in r]
+    found = {"grown": grown.result(), "last": furthest(journal), "changed": changed}
+    Path(output, "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    os.environ.update(WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled"})
-    main(sys.argv[1])
+    run_alone(main)

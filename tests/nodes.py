@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
-import ray
-from ray.cluster_utils import Cluster
-from runs import one_more_node, small_run, when
+from own_cluster import connected, furthest, one_more_node, run_alone
+from runs import small_run, when
 
-from ddil_ray.runtime.cluster import LOCAL_ENV, WORKER_ENV
 from ddil_ray.runtime.run import distill
 from ddil_ray.tracking import read_journal
 
@@ -26,41 +22,33 @@ def main(output: str) -> None:
         checkpoint={"every": 50},
     )
     journal = Path(output, config.name, "metrics.jsonl")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    away = cluster.add_node(num_cpus=2, resources={"away": 1})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     lost: dict[str, float] = {}
+    with connected(4) as cluster, one_more_node(cluster.address, 2, away=1) as another:
+        away = cluster.add_node(num_cpus=2, resources={"away": 1})
 
-    def lose() -> None:
-        lost["at"] = time.time()
-        cluster.remove_node(away, allow_graceful=False)
-        another()
-        lost["back"] = time.time()
+        def lose() -> None:
+            lost["at"] = time.time()
+            cluster.remove_node(away, allow_graceful=False)
+            another()
+            lost["back"] = time.time()
 
-    def step() -> int:
-        return max((int(r["step"]) for r in read_journal(journal) if "loss" in r), default=0)
-
-    with one_more_node(cluster.address, 2, away=1) as another:
-        when(lambda: step() >= 40, lose)
-        seen: dict[str, float] = {}
+        when(lambda: furthest(journal) >= 40, lose)
+        seen: dict[str, int] = {}
         going_on = when(
-            lambda: "back" in lost and step() > seen.setdefault("step", step()) + 20,
+            lambda: "back" in lost and furthest(journal) > seen.setdefault("step", furthest(journal)) + 20,
             lambda: lost.update(on=time.time()),
             timeout_s=200,
         )
         distill(config)
     steps = [r["step"] for r in read_journal(journal) if "loss" in r]
     found = {
-        "last": step(),
+        "last": furthest(journal),
         "went_on": going_on.done() and going_on.result(),
         "recovered_s": lost.get("on", float("nan")) - lost["at"],
         "done_again": len(steps) - len(set(steps)),
     }
     Path(output, "found.json").write_text(json.dumps(found))
-    ray.shutdown()
-    cluster.shutdown()
 
 
 if __name__ == "__main__":
-    os.environ.update(WORKER_ENV | LOCAL_ENV | {"RAY_AUTH_MODE": "disabled"})
-    main(sys.argv[1])
+    run_alone(main)

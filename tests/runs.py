@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ddil_ray.config import RunConfig
 
-__all__ = ["kill", "one_more_node", "processes", "small_run", "when", "with_a_cluster_of_its_own"]
+__all__ = ["kill", "processes", "small_run", "when"]
 
 _SMALL: dict[str, Any] = {
     "name": "small",
@@ -48,40 +43,6 @@ def small_run(**changes: Any) -> RunConfig:
         replace = not isinstance(value, dict) or key in ("objective", "states")
         tree[key] = value if replace else {**tree.get(key, {}), **value}
     return RunConfig.model_validate(tree)
-
-
-def with_a_cluster_of_its_own(script: str, *arguments: str, timeout_s: float = 500) -> None:
-    """Run a script of tests/ that starts a cluster by `ray.cluster_utils`, which knows no tokens.
-
-    How Ray authenticates is read when it is imported, so it is off from the process's start, whatever this session's
-    Ray has set.
-    """
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("RAY_AUTH_TOKEN", None)
-    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@contextlib.contextmanager
-def one_more_node(address: str, num_cpus: int, **resources: float) -> Iterator[Callable[[], Any]]:
-    """Gives what starts another node of the cluster at `address`, in any thread; it goes with the context."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", f"--address={address}", f"--num-cpus={num_cpus}", f"--resources={json.dumps(resources)}"]
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        started.append(subprocess.Popen([*command, "--block"], **quiet))
-
-    try:
-        yield start
-    finally:
-        for process in started:  # a node that is asked to end waits for what runs there
-            for below in psutil.Process(process.pid).children(recursive=True):
-                below.kill()
-            process.kill()
-            process.wait()
 
 
 def when(condition: Callable[[], Any], act: Callable[[], Any], timeout_s: float = 280) -> Future[bool]:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.data.read_api import from_blocks
 from ray.train import DataConfig
 
@@ -148,6 +151,7 @@ class StreamSplit(DataConfig):  # type: ignore[misc]
         **kwargs: Any,
     ) -> list[dict[str, Any]]:
         """See `ray.train.DataConfig.configure`."""
+        _keep_helpers_here()
         splits: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             copied = dataset.copy(dataset)
@@ -158,3 +162,17 @@ class StreamSplit(DataConfig):  # type: ignore[misc]
             for rank, part in enumerate(copied.streaming_split(world_size, equal=False, locality_hints=None)):
                 splits[rank][name] = part
         return splits
+
+
+def _keep_helpers_here() -> None:
+    """Start Ray Data's helpers of the whole cluster on this node, which is the driver's.
+
+    Ray ties them to the node of whoever first runs a stream. That may be a trainer, and when its node is taken away
+    they cannot start elsewhere: whatever stream starts before Ray has given them up breaks off.
+    """
+    for start in (
+        get_or_create_actor_location_tracker,
+        get_or_create_autoscaling_coordinator,
+        get_or_create_stats_actor,
+    ):
+        start()

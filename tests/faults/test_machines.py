@@ -10,12 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import with_a_cluster_of_its_own
+from own_cluster import with_a_cluster_of_its_own
 
 from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.tracking import read_journal
 
 TESTS = Path(__file__).parents[1]
+RAYS_AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
+"""They hold nothing of a run, and take a minute to tell a head that is gone of its end."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,18 +30,19 @@ def test_a_node_that_is_lost_with_all_rollout_actors_is_replaced_by_another(run_
     assert found["done_again"] == 0
 
 
-@pytest.mark.xfail(
-    reason="of three runs two went on from the checkpoint; in the third a stream that broke with its node ended the run"
-)
 def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(run_dir):
     """Row: preemption notice. It is the only checkpoint, and the loss of the node is no failure."""
     found = _found("preemption.py", run_dir)
     assert found["gave_notice"]
     assert found["last"] == 1500
-    saved = found["saved"][0]
-    assert found["noticed"] < saved <= found["furthest"]
-    assert saved < found["went_back_to"] <= saved + 10
+    saved, *later = found["saved"]
+    assert found["noticed"] < saved
+    assert later == [1500]
+    assert found["reached"] < 1500  # when the node was gone
+    if found["went_back_to"] is not None:  # None where no step beyond the checkpoint was done in time
+        assert saved < found["went_back_to"] <= saved + 10
     assert any("is taken away at" in text for text in found["said"])
+    assert {"ActorLocationTracker", "AutoscalingCoordinator", "datasets_stats_actor"} <= set(found["elsewhere"])
 
 
 def _found(script, run_dir):
@@ -57,12 +60,12 @@ def test_a_driver_that_dies_leaves_nothing_running_and_its_run_goes_on(run_dir, 
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    processes = psutil.Process(driver.pid).children(recursive=True)
-    killed_at = time.monotonic()
+    processes = {p: " ".join(p.cmdline()) for p in psutil.Process(driver.pid).children(recursive=True)}
     driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs(processes, timeout=60)
-    assert time.monotonic() - killed_at < 60
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert all(processes[p].startswith(RAYS_AGENTS) for p in alive), [processes[p] for p in alive]
+    _, alive = psutil.wait_procs(alive, timeout=60)
     assert alive == []
     folder = str(Path(run_dir, "small"))
     before = max(r["step"] for r in read_journal(journal) if "loss" in r)

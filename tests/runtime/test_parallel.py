@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import PD, THREE_SOURCES, kill, small_run, when, with_a_cluster_of_its_own
+from own_cluster import with_a_cluster_of_its_own
+from runs import PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.models import load_model
