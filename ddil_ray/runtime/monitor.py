@@ -17,6 +17,7 @@ import ray
 from ddil_ray.config.groups import Shift
 from ddil_ray.errors import first_line
 from ddil_ray.runtime.context import RunContext, actor_options
+from ddil_ray.runtime.logs import name_logs
 from ddil_ray.runtime.stages import Stage
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.wire import FlatWeights
@@ -30,6 +31,7 @@ class Monitor(Stage):
     """Takes weights off the hub, measures them and pushes the figures, until training has ended."""
 
     def __init__(self, context: RunContext) -> None:
+        name_logs(context.recipe.config.name, "shift")
         super().__init__(context, acts=True)
         assert self.student is not None
         self.meter = ShiftMeter(
