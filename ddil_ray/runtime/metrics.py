@@ -7,7 +7,7 @@ and alerts, in cluster/observability, use no other metrics, and a test holds the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -23,7 +23,7 @@ class Metric:
     """One metric, and the key of records that it is read from."""
 
     key: str
-    """Of records; one that ends in "/" goes on with the value of `tag`."""
+    """Of records; one that ends in "/" goes on with the value of `tag`. That of a setting is its name."""
     name: str
     """After `ddil_`, with its unit at the end."""
     help: str
@@ -77,7 +77,7 @@ METRICS = (
     Metric("sync/seconds", "sync_seconds", "From a publication by the trainer until rollouts can have it."),
     Metric("sync/bytes", "sync_bytes", "Weights of a publication."),
     Metric("checkpoint/step", "checkpoint_step", "Step of the newest checkpoint."),
-    Metric("checkpoint/every", "checkpoint_every_steps", "Steps between checkpoints."),
+    Metric("checkpoint.every", "checkpoint_every_steps", "Steps between checkpoints."),
     Metric("checkpoint/seconds", "checkpoint_seconds", "Until the newest checkpoint was in the run folder."),
     Metric("checkpoint/waited_s", "checkpoint_wait_seconds", "Of these, time that training waited."),
     Metric("checkpoint/bytes", "checkpoint_bytes", "Share of rank 0 in the newest checkpoint."),
@@ -113,9 +113,9 @@ class RunMetrics:
 
     def __init__(self, run: str, settings: Mapping[str, float]) -> None:
         self._run, self._settings = run, settings
-        self._made: dict[str, Any] = {}
         self._last: dict[str, float] = {}
         """Newest value of each key."""
+        self._exported: dict[str, Any] = {}
 
     def __enter__(self) -> RunMetrics:
         self.show(self._settings)
@@ -127,28 +127,34 @@ class RunMetrics:
         self.show(dict.fromkeys(self._last, float("nan")))
 
     def show(self, record: Mapping[str, float]) -> None:
-        """Take in a record. Only those of training tell the step that the run is at."""
+        """Export what a record says."""
+        for metric, tags, value in self.read(record):
+            if metric.counts is None:
+                self._of(metric, Gauge).set(value, tags)
+            else:
+                self._of(metric, Counter).inc(value, tags)
+
+    def read(self, record: Mapping[str, float]) -> Iterator[tuple[Metric, dict[str, str], float]]:
+        """What a record says, with all tags: values of gauges, and of counters what is new, if it is more than 0.
+
+        Only records of training tell the step that the run is at.
+        """
         for key, value in record.items():
             found = _read_by(key)
-            if found is not None and (key != "step" or "loss" in record):
-                self._set(*found, key, float(value))
+            if found is None or (key == "step" and "loss" not in record):
+                continue
+            metric, tag = found
+            new = self._new(metric, key, float(value))
+            if metric.counts is None or new > 0:
+                tags = {"run": self._run, metric.tag or "": tag, "reason": metric.reason or ""}
+                yield metric, {name: tags[name] for name in metric.tags}, new
 
-    def _set(self, metric: Metric, tag: str, key: str, value: float) -> None:
-        tags = {"run": self._run}
-        if metric.tag is not None:
-            tags[metric.tag] = tag
-        if metric.reason is not None:
-            tags["reason"] = metric.reason
+    def _new(self, metric: Metric, key: str, value: float) -> float:
         before, self._last[key] = self._last.get(key, 0.0), value
-        if metric.counts is None:
-            self._of(metric, Gauge).set(value, tags)
-            return
-        if metric.counts == "all" and value >= before:  # else whoever counts has begun anew
-            value -= before
-        if value > 0:  # all that a counter of Ray takes
-            self._of(metric, Counter).inc(value, tags)
+        # Where less happened so far than before, whoever counts has begun anew.
+        return value - before if metric.counts == "all" and value >= before else value
 
     def _of(self, metric: Metric, kind: Any) -> Any:
-        if metric.name not in self._made:
-            self._made[metric.name] = kind(f"ddil_{metric.name}", metric.help, metric.tags)
-        return self._made[metric.name]
+        if metric.name not in self._exported:
+            self._exported[metric.name] = kind(f"ddil_{metric.name}", metric.help, metric.tags)
+        return self._exported[metric.name]
