@@ -8,6 +8,7 @@ run goes on without it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,8 @@ class Monitor(Stage):
 
     def run(self) -> None:
         """Measure whatever is due."""
+
+        logging.getLogger(__name__).info("Models are loaded: measures covariate shift.")
 
         def measure(version: int, weights: FlatWeights) -> None:
             record = self.meter.record(version, weights, self.expert)

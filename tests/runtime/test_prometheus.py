@@ -1,4 +1,4 @@
-"""A local stack: Debian's Prometheus scrapes a live run by the shipped configuration, and a browser looks at its pages."""
+"""A local stack: Debian's Prometheus scrapes a live run as it is shipped to, and a browser looks at its pages."""
 
 from __future__ import annotations
 
@@ -105,8 +105,10 @@ def _pictures(url, folder):
     """Prometheus' own pages of the run, as a reader sees them: its alerts, and a graph of each of some expressions."""
     if browser_command() is None:
         return
-    expressions = ["ray_ddil_stall_ratio", "ray_ddil_actor_busy_ratio", "ray_ddil_queue_bytes", "ray_ddil_loss"]
-    graphs = {f"g{i}.{k}": v for i, e in enumerate(expressions) for k, v in {"expr": e, "tab": 0, "range_input": "5m"}.items()}
-    for name, path in {"alerts": "alerts", "graphs": f"graph?{urllib.parse.urlencode(graphs)}"}.items():
-        ready = f"document.body.innerText.includes({'DdilStatesNotFinite' if name == 'alerts' else 'stack'!r})"
+    graphs = {}
+    for i, metric in enumerate(("stall_ratio", "actor_busy_ratio", "queue_bytes", "loss")):
+        graphs |= {f"g{i}.expr": f"ray_ddil_{metric}", f"g{i}.tab": 0, f"g{i}.range_input": "5m"}
+    pages = {"alerts": ("alerts", ALERTS[0]["alert"]), "graphs": (f"graph?{urllib.parse.urlencode(graphs)}", "stack")}
+    for name, (path, text) in pages.items():
+        ready = f"document.body.innerText.includes({text!r})"
         look(f"{url}/{path}", width=1280, dark=False, picture=folder / f"prometheus-{name}.png", ready=ready)
