@@ -14,6 +14,8 @@ from clusters import KUBERAY, ROOT, documents
 from markdown.extensions.toc import slugify
 from observability import ALERTS, DASHBOARD, FOLDER, asked, panels, questions, selectors
 from pages import blocks
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from ddil_ray.runtime.metrics import METRICS
 
@@ -97,10 +99,9 @@ def test_the_page_has_every_metric_with_its_tags_and_meaning():
         assert (f"`{metric.key}<{metric.tag}>`" if metric.tag else f"`{metric.key}`") in keys
 
 
-def test_prometheus_finds_the_nodes_where_the_head_lists_them():
-    from ray._common.utils import get_default_ray_temp_dir
-    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
-
+def test_prometheus_finds_the_nodes_where_the_head_lists_them(monkeypatch):
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
     (config,) = documents(FOLDER / "prometheus.yml")
     (job,) = config["scrape_configs"]
     assert job["file_sd_configs"] == [{"files": [f"{get_default_ray_temp_dir()}/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}]
