@@ -12,8 +12,11 @@ import yaml
 from clusters import CLUSTER
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from runs import small_run
 
-__all__ = ["ALERTS", "DASHBOARD", "FOLDER", "asked", "panels", "questions", "samples", "selectors"]
+from ddil_ray.config import RunConfig
+
+__all__ = ["ALERTS", "DASHBOARD", "FOLDER", "asked", "panels", "questions", "samples", "selectors", "troubled_run"]
 
 FOLDER = CLUSTER / "observability"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
@@ -61,3 +64,17 @@ def samples(port: int) -> list[Sample]:
         text = answer.read().decode()
     ours = "\n".join(line for line in text.splitlines() if re.match(r"(# \w+ )?ray_ddil_", line))
     return [sample for family in text_string_to_metric_families(ours + "\n") for sample in family.samples]
+
+
+def troubled_run(name: str, output: str) -> RunConfig:
+    """A long run in which what is counted goes wrong: an actor dies, states and a loss are NaN, rows get too old."""
+    return small_run(
+        name=name,
+        output=output,
+        teacher={"model": "faulty:troubled", "guidance": 1.0},
+        trainer={"steps": 20_000},
+        replay={"reuse": 4, "max_staleness": 13},
+        checkpoint={"every": 100},
+        faults={"max_poisoned": 0.2},
+        shift={"enabled": True, "every": 8, "num_samples": 32},
+    )

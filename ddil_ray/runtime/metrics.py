@@ -7,10 +7,9 @@ and alerts, in cluster/observability, use no other metrics, and a test holds the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import TracebackType
 from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge
@@ -102,9 +101,7 @@ def _read_by(key: str) -> tuple[Metric, str] | None:
 
 
 class RunMetrics:
-    """Sets the metrics of one run; use as a context manager, which takes gauges back at its end.
-
-    A gauge that is taken back is NaN, which no alert's condition holds for: the process may go on with other runs.
+    """Sets the metrics of one run.
 
     Args:
         run: its name.
@@ -112,27 +109,27 @@ class RunMetrics:
     """
 
     def __init__(self, run: str, settings: Mapping[str, float]) -> None:
-        self._run, self._settings = run, settings
+        self._run = run
         self._last: dict[str, float] = {}
         """Newest value of each key."""
+        self._gauges: dict[str, tuple[Metric, dict[str, str], float]] = {}
+        """The newest of each series."""
         self._exported: dict[str, Any] = {}
+        self.show([settings])
 
-    def __enter__(self) -> RunMetrics:
-        self.show(self._settings)
-        return self
+    def show(self, records: Iterable[Mapping[str, float]]) -> None:
+        """Take in new records, if there are any, and set all gauges: Ray drops one that was not set for 20 seconds.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.show(dict.fromkeys(self._last, float("nan")))
-
-    def show(self, record: Mapping[str, float]) -> None:
-        """Export what a record says."""
-        for metric, tags, value in self.read(record):
-            if metric.counts is None:
-                self._of(metric, Gauge).set(value, tags)
-            else:
-                self._of(metric, Counter).inc(value, tags)
+        So they go when this is no longer called, as after training.
+        """
+        for record in records:
+            for metric, tags, value in self.read(record):
+                if metric.counts is None:
+                    self._gauges[f"{metric.name} {tags}"] = metric, tags, value
+                else:
+                    self._of(metric, Counter).inc(value, tags)
+        for metric, tags, value in self._gauges.values():
+            self._of(metric, Gauge).set(value, tags)
 
     def read(self, record: Mapping[str, float]) -> Iterator[tuple[Metric, dict[str, str], float]]:
         """What a record says, with all tags: values of gauges, and of counters what is new, if it is more than 0.

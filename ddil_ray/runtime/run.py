@@ -224,11 +224,11 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
     known = {"staleness/bound": made.max_staleness, "checkpoint.every": config.checkpoint.every}
-    with Signals() as signals, RunMetrics(config.name, known) as metrics:
+    with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
         scaling = Scaling(folder, config, hub, view.say)
         prune = Retention(store, config.checkpoint, folder.local / "metrics.jsonl", view.say)
-        watch = Watch(hub, view, signals, folder, metrics, monitor, scaling, prune)
+        watch = Watch(hub, view, signals, folder, RunMetrics(config.name, known), monitor, scaling, prune)
         try:
             _fit(recipe, made, store, context, watch)
             if monitor is not None and signals.received is None:

@@ -103,7 +103,7 @@ class Watch:
                 record["system/memory_percent"] = psutil.virtual_memory().percent
                 self._advisor.read(record)
             self._view.show(record)
-            self._metrics.show(record)
+        self._metrics.show(records)
         self._journal.append(records)
         if any("checkpoint/step" in record for record in records):
             self._prune()

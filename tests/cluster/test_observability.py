@@ -120,9 +120,7 @@ def test_the_pod_monitor_meets_every_pod_and_its_port_and_the_policy_lets_it():
         named = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
         ports.add(named[endpoint["port"]])
     (policy,) = documents(KUBERAY / "base" / "networkpolicy.yaml")
-    opened = [
-        rule["ports"] for rule in policy["spec"]["ingress"] if "monitoring" in json.dumps(rule["from"])
-    ]
+    opened = [rule["ports"] for rule in policy["spec"]["ingress"] if "monitoring" in json.dumps(rule["from"])]
     assert opened == [[{"protocol": "TCP", "port": port} for port in ports]]
 
 
@@ -142,9 +140,7 @@ def test_every_alert_goes_off_when_it_should_and_not_before():
     assert {case["alertname"] for case in _cases()} == {alert["alert"] for alert in ALERTS}
     done = subprocess.run(["promtool", "test", "rules", RULES], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run(
-        ["promtool", "check", "config", FOLDER / "prometheus.yml"], capture_output=True, text=True
-    )
+    done = subprocess.run(["promtool", "check", "config", FOLDER / "prometheus.yml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

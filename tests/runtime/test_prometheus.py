@@ -19,8 +19,8 @@ import ray
 import yaml
 from browser import browser_command, look
 from clusters import documents
-from observability import ALERTS, FOLDER, asked, panels
-from runs import small_run, when
+from observability import ALERTS, FOLDER, asked, panels, troubled_run
+from runs import when
 
 from ddil_ray.errors import RunStoppedError
 from ddil_ray.runtime.run import distill
@@ -45,11 +45,11 @@ def server(tmp_path):
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:{}".format(free.getsockname()[1])
-    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--web.listen-address={address}"]
+        port = free.getsockname()[1]
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--web.listen-address=127.0.0.1:{port}"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, f"--storage.tsdb.path={tmp_path}/data"], stderr=log, stdout=log)
-    yield f"http://{address}"
+    yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(30)
 
@@ -81,19 +81,9 @@ def test_every_panel_has_data_while_a_run_trains_and_an_alert_goes_off(server, r
         _pictures(server, Path(os.environ.get("DDIL_SCREENSHOTS", tmp_path)))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    config = small_run(
-        name="stack",
-        output=run_dir,
-        teacher={"model": "faulty:troubled", "guidance": 1.0},
-        trainer={"steps": 20_000},
-        replay={"reuse": 4, "max_staleness": 16},
-        checkpoint={"every": 100},
-        faults={"max_poisoned": 0.2},
-        shift={"enabled": True, "every": 8, "num_samples": 32},
-    )
     stopped = when(all_there, act, timeout_s=240)
     with pytest.raises(RunStoppedError):
-        distill(config)
+        distill(troubled_run("stack", run_dir))
     assert stopped.result(), (left, alerts)
     (group,) = _ask(server, "rules")["groups"]
     assert [(rule["name"], rule["health"]) for rule in group["rules"]] == [(name, "ok") for name in names]
