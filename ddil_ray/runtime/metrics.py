@@ -112,7 +112,7 @@ class RunMetrics:
         self._run = run
         self._last: dict[str, float] = {}
         """Newest value of each key."""
-        self._gauges: dict[str, tuple[Metric, dict[str, str], float]] = {}
+        self._gauges: dict[tuple[str, ...], tuple[Metric, dict[str, str], float]] = {}
         """The newest of each series."""
         self._exported: dict[str, Any] = {}
         self.show([settings])
@@ -125,7 +125,7 @@ class RunMetrics:
         for record in records:
             for metric, tags, value in self.read(record):
                 if metric.counts is None:
-                    self._gauges[f"{metric.name} {tags}"] = metric, tags, value
+                    self._gauges[metric.name, *tags.values()] = metric, tags, value
                 else:
                     self._of(metric, Counter).inc(value, tags)
         for metric, tags, value in self._gauges.values():
