@@ -71,7 +71,7 @@ def test_every_role_of_a_run_writes_lines_of_json_that_name_it(run_dir):
 
 
 def _lines(texts):
-    """Those that are JSON."""
+    """Those that Ray's formatter wrote."""
     for line in "\n".join(texts).splitlines():
-        if line.startswith("{"):
+        if line.startswith('{"asctime"'):
             yield json.loads(line)
