@@ -49,10 +49,19 @@ def browser_command() -> str | None:
     return next((found for found in map(shutil.which, names) if found), None)
 
 
-def look(page: Path, *, width: int, dark: bool, picture: Path) -> Seen:
-    """Open `page` in a window of `width` pixels, save all of it as `picture`, and measure it."""
+def look(page: Path | str, *, width: int, dark: bool, picture: Path, ready: str = "true") -> Seen:
+    """Open `page`, a file or a URL, in a window of `width` pixels, save all of it as `picture`, and measure it.
+
+    Args:
+        page: what to open.
+        width: of the window.
+        dark: whether the reader likes it dark.
+        picture: where to.
+        ready: JavaScript that is true once the page is; waited for 30 s.
+    """
+    url = page if isinstance(page, str) else page.resolve().as_uri()
     with _browser() as port:
-        return asyncio.run(_look(port, page, width, dark, picture))
+        return asyncio.run(_look(port, url, width, dark, picture, ready))
 
 
 @contextmanager
@@ -70,7 +79,7 @@ def _browser():
             process.stderr.close()
 
 
-async def _look(port: int, page: Path, width: int, dark: bool, picture: Path) -> Seen:
+async def _look(port: int, url: str, width: int, dark: bool, picture: Path, ready: str) -> Seen:
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
             (target, *_) = [t for t in await answer.json() if t["type"] == "page"]
@@ -82,9 +91,9 @@ async def _look(port: int, page: Path, width: int, dark: bool, picture: Path) ->
             await tab.call("Emulation.setEmulatedMedia", features=scheme)
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
             await tab.call("Emulation.setDeviceMetricsOverride", **size)
-            url = page.resolve().as_uri()
             await tab.call("Page.navigate", url=url)
             await tab.until("Page.loadEventFired")
+            await tab.holds(ready)
             result = await tab.call("Runtime.evaluate", expression=_PROBE, returnByValue=True)
             shot = await tab.call("Page.captureScreenshot", captureBeyondViewport=True)
             picture.write_bytes(base64.b64decode(shot["data"]))
@@ -110,6 +119,14 @@ class _Tab:
     async def until(self, method: str) -> None:
         while not any(event.get("method") == method for event in self.events):
             self.events.append(json.loads((await self.socket.receive(timeout=60)).data))
+
+    async def holds(self, condition: str) -> None:
+        for _ in range(60):
+            found = await self.call("Runtime.evaluate", expression=f"Boolean({condition})", returnByValue=True)
+            if found["result"]["value"]:
+                return
+            await asyncio.sleep(0.5)
+        raise TimeoutError(condition)
 
     def problems(self, url: str) -> list[str]:
         found = []

@@ -26,6 +26,7 @@ __all__ = [
     "raises_in_trainer",
     "session",
     "trainer_hangs_once",
+    "troubled",
 ]
 
 ACTOR, TRAINER = "ray::MapWorker", "ray::RayTrainWorker"
@@ -66,11 +67,7 @@ def device_fails_once() -> DiffusionModel:
 
 
 def dies() -> DiffusionModel:
-    def die(prediction: Tensor) -> Tensor:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return prediction
-
-    return _faulty(ACTOR, die)
+    return _faulty(ACTOR, _die)
 
 
 def hangs_once() -> DiffusionModel:
@@ -87,6 +84,18 @@ def poisons_all() -> DiffusionModel:
 
 def poisons_few() -> DiffusionModel:
     """One row of every fifth pass."""
+    return _faulty(ACTOR, _poison())
+
+
+def troubled() -> DiffusionModel:
+    """An actor dies once, few of the rows of all are poisoned, and one loss is NaN."""
+    if _is(TRAINER):
+        return _faulty(TRAINER, _once("loss", lambda prediction: prediction * torch.nan))
+    die, poison = _once("death", _die), _poison()
+    return _faulty(ACTOR, lambda prediction: poison(die(prediction)))
+
+
+def _poison() -> Callable[[Tensor], Tensor]:
     passes = iter(range(10**9))
 
     def poison(prediction: Tensor) -> Tensor:
@@ -94,7 +103,12 @@ def poisons_few() -> DiffusionModel:
             prediction[0] = torch.inf
         return prediction
 
-    return _faulty(ACTOR, poison)
+    return poison
+
+
+def _die(prediction: Tensor) -> Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return prediction
 
 
 def _hang(prediction: Tensor) -> Tensor:
@@ -124,7 +138,12 @@ def _once(name: str, fault: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
 def _faulty(title: str, fault: Callable[[Tensor], Tensor]) -> DiffusionModel:
     model = tiny_model()
-    if any(title in part for part in psutil.Process().cmdline()):  # what Ray calls the process
+    if _is(title):
         model.network.__class__ = _Faulty
         model.network.fault = fault
     return model
+
+
+def _is(title: str) -> bool:
+    """Whether Ray calls this process so."""
+    return any(title in part for part in psutil.Process().cmdline())

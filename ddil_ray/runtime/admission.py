@@ -54,6 +54,10 @@ class Ask:
     """Ray's id of it."""
     poisoned: int = 0
     """Rows that were not finite since it was last let go on."""
+    rows: int = 0
+    """Rows that it made since."""
+    size: int = 0
+    """Bytes of these."""
 
 
 @dataclass
@@ -64,16 +68,25 @@ class Work:
     busy_s: float = 0.0
     waited_s: defaultdict[Lack, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds by what was waited for."""
+    rows: int = 0
     poisoned: int = 0
     """Rows that were not finite."""
 
+    def add(self, ask: Ask) -> None:
+        """An actor is let go on: count what it did before."""
+        self.blocks += 1
+        self.busy_s += ask.busy_s
+        self.rows += ask.rows
+        self.poisoned += ask.poisoned
+
     def record(self, stream: str) -> dict[str, float]:
-        """Shares of the actors' time, as metrics; nothing where they had no time."""
+        """Rows, where there are any, and shares of the actors' time, where they had some, as metrics."""
         total = self.busy_s + sum(self.waited_s.values())
-        poisoned = {f"rows/poisoned/{stream}": float(self.poisoned)} if self.poisoned else {}
+        rows = {"rows/made": self.rows, "rows/poisoned": self.poisoned}
+        record = {f"{name}/{stream}": float(count) for name, count in rows.items() if count}
         if not self.blocks or total <= 0:
-            return poisoned
-        return poisoned | {
+            return record
+        return record | {
             f"actors/busy_share/{stream}": self.busy_s / total,
             f"actors/waits_for_weights/{stream}": self.waited_s["weights"] / total,
             f"actors/waits_for_trainer/{stream}": (self.waited_s["credit"] + self.waited_s["phase"]) / total,

@@ -110,15 +110,21 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
     else:
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
     if not verbose:
-        import ray.data  # sets its own levels when it is imported
-
-        for logger in ("ray.data", "ray.train", "ray"):
-            logging.getLogger(logger).setLevel(logging.ERROR)
+        _quieten()
     _init(options, address)
+    if not verbose:
+        _quieten()  # where logs are JSON, Ray has set their level
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quieten() -> None:
+    import ray.data  # noqa: F401  # sets its own levels when it is imported
+
+    for logger in ("ray.data", "ray.train", "ray"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
 
 
 def _init(options: Mapping[str, Any], address: str | None) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from ddil_ray.errors import DdilError, first_line
 from ddil_ray.runtime.cluster import pool_roles
 from ddil_ray.runtime.context import Columns, RunContext, build_stage
 from ddil_ray.runtime.health import Newcomer
+from ddil_ray.runtime.logs import name_logs
 from ddil_ray.runtime.watchdog import Watchdog
 
 __all__ = ["Guard"]
@@ -48,6 +50,7 @@ class Guard:
         me = ray.get_runtime_context()
         self._hub, self._pool, self._actor = context.hub, pool, me.get_actor_id()
         self._role = pool_roles(context.recipe.config)[pool]
+        name_logs(context.recipe.config.name, self._role)
         newcomer = Newcomer(self._actor, me.get_worker_id(), pool, self._role, incarnation)
         ray.get(self._hub.joined.remote(newcomer))
         self._watchdog = Watchdog(self._hangs, timeout_s=context.recipe.config.faults.timeout_s)
@@ -56,6 +59,7 @@ class Guard:
             self._stage = build_stage(stage, context, *arguments)
             self._watchdog.stop()
         self._stage.watchdog = self._watchdog
+        logging.getLogger(__name__).info("Models are loaded: makes %s states.", pool)
 
     def __call__(self, batch: Columns) -> Columns:
         """One batch through the stage."""

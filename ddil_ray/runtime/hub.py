@@ -70,6 +70,8 @@ class Publication:
     """Handle of the actor."""
     teacher: bool = False
     """Whether those of the phase's teacher lie there too; else it is the given teacher."""
+    waited_s: float = 0.0
+    """Since the trainer had them."""
 
 
 @dataclass
@@ -81,6 +83,8 @@ class HubState:
     start_step: int = 0
     streams: dict[str, Stream] = field(default_factory=dict)
     works: defaultdict[str, Work] = field(default_factory=lambda: defaultdict(Work))
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of the newest block of every pool."""
     phase: int = -1
     version: int = -1
     seen_step: int = -1
@@ -108,10 +112,9 @@ class HubState:
 
     def granted(self, ask: Ask) -> None:
         """Count what the actor did before, and the block that it begins."""
-        work = self.works[ask.stream]
-        work.busy_s += ask.busy_s
-        work.poisoned += ask.poisoned
-        work.blocks += 1
+        self.works[ask.stream].add(ask)
+        if ask.size:
+            self.sizes[ask.stream] = ask.size
         if ask.block is not None:
             stream = self.streams[ask.stream]
             stream.begun = max(stream.begun, ask.block + 1)
@@ -136,7 +139,10 @@ class HubState:
         """What the actors of every stream did since this was last called, and how far ahead of the trainer they are."""
         record: dict[str, float] = {}
         for name, stream in self.streams.items():
-            record[f"actors/blocks_ahead/{name}"] = stream.ahead(self.seen_step)
+            blocks = record[f"actors/blocks_ahead/{name}"] = stream.ahead(self.seen_step)
+            size = self.sizes.get(f"labels/{name}", self.sizes.get(name))
+            if size is not None:
+                record[f"actors/bytes_ahead/{name}"] = blocks * size
         for name, work in self.works.items():
             record |= work.record(name)
         self.works.clear()
@@ -236,6 +242,7 @@ class Hub:
         """
         if token != self.state.begun:
             return False
+        started = time.perf_counter()
         student, size = await self._fetch(publication.source, "student")
         teacher = self._teacher
         if publication.phase != self.state.phase:
@@ -245,7 +252,8 @@ class Hub:
         self._student, self._teacher = student, teacher
         self.state.phase, self.state.version = publication.phase, publication.version
         self._measured.published(Grant(self.state.phase, self.state.version, [student], teacher and [teacher]))
-        self.state.records.append({"step": publication.version, "sync/bytes": size})
+        seconds = publication.waited_s + time.perf_counter() - started
+        self.state.records.append({"step": publication.version, "sync/bytes": size, "sync/seconds": seconds})
         await self._notify()
         return True
 

@@ -8,6 +8,7 @@ run goes on without it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ import ray
 from ddil_ray.config.groups import Shift
 from ddil_ray.errors import first_line
 from ddil_ray.runtime.context import RunContext, actor_options
+from ddil_ray.runtime.logs import name_logs
 from ddil_ray.runtime.stages import Stage
 from ddil_ray.training.shift import ShiftMeter
 from ddil_ray.training.wire import FlatWeights
@@ -30,6 +32,7 @@ class Monitor(Stage):
     """Takes weights off the hub, measures them and pushes the figures, until training has ended."""
 
     def __init__(self, context: RunContext) -> None:
+        name_logs(context.recipe.config.name, "shift")
         super().__init__(context, acts=True)
         assert self.student is not None
         self.meter = ShiftMeter(
@@ -38,6 +41,8 @@ class Monitor(Stage):
 
     def run(self) -> None:
         """Measure whatever is due."""
+
+        logging.getLogger(__name__).info("Models are loaded: measures covariate shift.")
 
         def measure(version: int, weights: FlatWeights) -> None:
             record = self.meter.record(version, weights, self.expert)

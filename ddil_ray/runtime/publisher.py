@@ -8,6 +8,7 @@ is left out: whoever waited for it gets the newer one. The last is kept, since a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ class _Parcel:
     version: int
     student: Snapshot
     teacher: FlatWeights | None
+    since: float
+    """When the trainer had the weights."""
 
 
 class Publisher:
@@ -74,10 +77,11 @@ class Publisher:
         Raises:
             Exception: what an earlier publication failed with.
         """
+        since = time.perf_counter()
         with self._changed:
             self._check()
             over = self._spare.pop() if self._spare else None
-        parcel = _Parcel(phase, version, Snapshot(student, float32_as=self._float32_as, over=over), teacher)
+        parcel = _Parcel(phase, version, Snapshot(student, float32_as=self._float32_as, over=over), teacher, since)
         with self._changed:
             if self._waiting is not None:
                 self._spare = [self._waiting.student]
@@ -143,7 +147,8 @@ class Publisher:
 
     def _announce(self, parcel: _Parcel) -> None:
         """Let the hub take what is laid out."""
-        publication = Publication(parcel.phase, parcel.version, self._me, teacher=parcel.teacher is not None)
+        with_teacher, waited_s = parcel.teacher is not None, time.perf_counter() - parcel.since
+        publication = Publication(parcel.phase, parcel.version, self._me, with_teacher, waited_s)
         while not ray.get(self._hub.publish.remote(self._token, publication)):
             if ray.get(self._hub.begun.remote()) != 0:
                 raise RunFailedError("The trainer must be the only one of its run, but another has begun.")

@@ -17,6 +17,7 @@ _ACROSS: dict[str, Callable[[Iterable[float]], float]] = {
     "trainer/stall_share": max,
     "staleness/max": max,
     "throughput/samples_per_s": sum,
+    "rows/": sum,
 }
 """How metrics of the ranks, by the beginning of their names, become one; all others are rank 0's."""
 

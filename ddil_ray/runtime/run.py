@@ -21,6 +21,8 @@ from ddil_ray.folder import RunFolder, environment, write_json
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
 from ddil_ray.runtime.lock import RunLock
+from ddil_ray.runtime.logs import name_logs
+from ddil_ray.runtime.metrics import RunMetrics
 from ddil_ray.runtime.object_store import store_bytes
 from ddil_ray.runtime.resume import resumed_config
 from ddil_ray.runtime.retention import Retention
@@ -117,6 +119,7 @@ def _distill(
     store, status = partial(_store_bytes, config, made, view), "failed"
     try:
         with view, connected(config, verbose=verbose, store=store):
+            name_logs(config.name, "driver")
             fitted = _fitted(config)
             tracker.start()
             rounds = _train(fitted, made, folder, view)
@@ -220,11 +223,12 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     measure_every = config.shift.every if config.shift.enabled else None
     hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
+    known = {"staleness/bound": made.max_staleness, "checkpoint.every": config.checkpoint.every}
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
         scaling = Scaling(folder, config, hub, view.say)
         prune = Retention(store, config.checkpoint, folder.local / "metrics.jsonl", view.say)
-        watch = Watch(hub, view, signals, folder, monitor, scaling, prune)
+        watch = Watch(hub, view, signals, folder, RunMetrics(config.name, known), monitor, scaling, prune)
         try:
             _fit(recipe, made, store, context, watch)
             if monitor is not None and signals.received is None:

@@ -133,6 +133,8 @@ class Stage:
         self.watchdog: Watchdog | None = None
         """Told of every block that is begun and done."""
         self._admitted_at = self._busy_s = 0.0
+        self._made = (0, 0)
+        """Rows and bytes that nobody was told of."""
         self._turns = Turns()
         self._actor: str = ray.get_runtime_context().get_actor_id() or ""
 
@@ -151,10 +153,10 @@ class Stage:
         """
         while True:
             with self._turns.of(block or 0):
-                ask = Ask(stream, phase, block, self.known, self._busy_s, self._actor, sieve.count)
+                ask = Ask(stream, phase, block, self.known, self._busy_s, self._actor, sieve.count, *self._made)
                 grant = ray.get(self.context.hub.admit.remote(ask, _PATIENCE_S))
                 if grant is not None:
-                    self._admitted_at, sieve.count = time.perf_counter(), 0
+                    self._admitted_at, sieve.count, self._made = time.perf_counter(), 0, (0, 0)
                     if self.watchdog is not None:
                         self.watchdog.begin(f"block {block} of {stream} states")
                     self._take(grant, maker.load_student if maker else None)
@@ -164,6 +166,7 @@ class Stage:
     def _done(self, states: StateBatch, sieve: Sieve) -> Columns:
         """A block that was admitted, ready to travel."""
         columns = sieve.sift(states).to_columns()
+        self._made = len(states), sum(column.nbytes for column in columns.values())
         self._busy_s = time.perf_counter() - self._admitted_at
         if self.watchdog is not None:
             self.watchdog.end()

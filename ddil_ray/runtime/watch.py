@@ -12,6 +12,7 @@ import ray
 from ddil_ray.errors import RunFailedError
 from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.advice import Advisor
+from ddil_ray.runtime.metrics import RunMetrics
 from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
 from ddil_ray.runtime.waits import trainer_name
@@ -35,6 +36,7 @@ class Watch:
         view: where records are shown.
         signals: of this process.
         folder: of the run, whose journal records are appended to.
+        metrics: what is told to Prometheus of them.
         monitor: of covariate shift, where it is measured.
         scaling: answers requests for other numbers of actors.
         prune: removes checkpoints that are not kept; called whenever there is another.
@@ -46,11 +48,12 @@ class Watch:
         view: View,
         signals: Signals,
         folder: RunFolder,
+        metrics: RunMetrics,
         monitor: MonitorHandle | None,
         scaling: Scaling,
         prune: Callable[[], None],
     ) -> None:
-        self._scaling, self._prune, self._told = scaling, prune, set[str]()
+        self._metrics, self._scaling, self._prune, self._told = metrics, scaling, prune, set[str]()
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
         self._failed_at: float | None = None
         self._journal, self._advisor = Journal(folder.local / "metrics.jsonl", view.say), Advisor(view.say)
@@ -100,6 +103,7 @@ class Watch:
                 record["system/memory_percent"] = psutil.virtual_memory().percent
                 self._advisor.read(record)
             self._view.show(record)
+        self._metrics.show(records)
         self._journal.append(records)
         if any("checkpoint/step" in record for record in records):
             self._prune()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ddil_ray.runtime.admission import Stream
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hooks import RayHooks
+from ddil_ray.runtime.logs import name_logs
 from ddil_ray.runtime.publisher import Publisher
 from ddil_ray.runtime.reader import StreamReader
 from ddil_ray.runtime.saving import Saver
@@ -38,6 +40,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     context: RunContext = settings["context"]
     recipe, worker = context.recipe, ray.train.get_context()
     rank, ranks = worker.get_world_rank(), worker.get_world_size()
+    name_logs(recipe.config.name, "trainer")
     watchdog = trainer_watchdog(context, rank)
     watchdog.begin("loading its models and its checkpoint", times=STEP_TIMES)
     readers = _readers(context)
@@ -68,6 +71,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             left = state["held"] if state else 0
             changed = {"trainer/workers": ranks, "rows/left_behind": left, "staleness/bound": bound}
             context.hub.push.remote({"step": loop.step, **changed})
+    logging.getLogger(__name__).info("Trains from step %d on, as rank %d of %d.", loop.step, rank, ranks)
     with saver:
         loop.run()
     if hooks.publisher is not None:

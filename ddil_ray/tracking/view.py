@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from types import TracebackType
 
@@ -13,6 +15,7 @@ from ddil_ray.redact import redact
 __all__ = ["View"]
 
 _LINE_EVERY_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 class View:
@@ -51,8 +54,11 @@ class View:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the live view, without secrets."""
-        self.console.print(redact(text), markup=False, soft_wrap=True)
+        """Print a line above the live view, without secrets; a log line where Ray's logs are JSON, once they are."""
+        if os.environ.get("RAY_LOGGING_CONFIG_ENCODING") and logging.getLogger().hasHandlers():
+            _log.info(redact(text))
+        else:
+            self.console.print(redact(text), markup=False, soft_wrap=True)
 
     def show(self, record: dict[str, float]) -> None:
         """Take in a record of metrics."""

@@ -8,6 +8,7 @@ check its age, update the student. Where blocks come from (`Feed`) and where wei
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -84,6 +85,7 @@ class TrainingLoop:
     """That `plans` are those of."""
     _taken: dict[Origin, int] = field(default_factory=dict)
     _waited_s: dict[Origin, float] = field(default_factory=dict)
+    _dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -183,6 +185,20 @@ class TrainingLoop:
         waited, self._waited_s = self._waited_s, dict.fromkeys(self.feeds, 0.0)
         return waited
 
+    def take_dropped(self) -> Counter[str]:
+        """Rows that left the buffers before they were used up, since the last call, by reason and source."""
+        before, self._dropped = self._dropped, self._all_dropped()
+        return self._dropped - before
+
+    def _all_dropped(self) -> Counter[str]:
+        return Counter(
+            {
+                f"rows/{reason}/{origin.label}": getattr(buffer, reason)
+                for origin, buffer in self.buffers.items()
+                for reason in ("expired", "evicted")
+            }
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """All of this rank's state; blocks taken are whole, so streams resume at a block."""
         return {
@@ -218,6 +234,7 @@ class TrainingLoop:
         for origin, buffer in self.buffers.items():
             self._taken[origin] = rank["taken"][int(origin)]
             buffer.load_state_dict(rank["buffers"][int(origin)])
+        self._dropped = self._all_dropped()
 
 
 @dataclass
@@ -261,5 +278,6 @@ class _Window:
             record[f"replay/fill/{origin.label}"] = len(buffer)
             record[f"replay/reuse/{origin.label}"] = buffer.drawn / max(1, buffer.received)
             record[f"rows/dropped/{origin.label}"] = buffer.expired + buffer.evicted
+        record |= loop.take_dropped()
         self.started, self.rows, self.metrics, self.staleness = now, 0, {}, []
         return record

@@ -102,6 +102,19 @@ def test_what_actors_did_is_told_in_shares_of_their_time():
     assert hub.work() == {"actors/blocks_ahead/student": 1}
 
 
+def test_rows_are_counted_and_what_lies_ahead_is_weighed_by_the_newest_block_that_went_through_all_pools():
+    hub = _hub(_stream(needed=[0, 1, 2, 3]))
+    hub.phase = hub.version = 0
+    for block in range(3):
+        hub.granted(Ask("student", 0, block, (0, 0), busy_s=1.0, rows=16 * (block > 0), size=1000 * (block > 0)))
+    assert hub.work().items() >= {"rows/made/student": 32.0, "actors/bytes_ahead/student": 2000}.items()
+    hub.granted(Ask("labels/student", 0, None, (0, 0), busy_s=1.0, rows=16, size=1500))
+    record = hub.work()
+    assert record["actors/bytes_ahead/student"] == 3000
+    assert "rows/made/student" not in record
+    assert record["rows/made/labels/student"] == 16.0
+
+
 def test_all_ranks_stop_at_one_step_that_none_has_passed():
     hub = HubState()
     assert hub.wish(4) is None

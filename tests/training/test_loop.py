@@ -200,6 +200,15 @@ def test_a_checkpoint_that_is_wanted_out_of_turn_is_written_and_training_goes_on
     assert [step for step, _ in hooks.checkpoints] == [5, 8, 16, 20]
 
 
+def test_rows_that_leave_the_buffers_unused_are_told_by_reason_since_the_record_before():
+    result = distill_inline(Recipe(small_run(trainer={"steps": 100}, replay={"reuse": 4, "max_staleness": 13})))
+    expired = [record.get("rows/expired/student", 0) for record in result.records]
+    assert expired.count(0) > 10
+    for i, record in enumerate(result.records):
+        assert record["rows/dropped/student"] == sum(expired[: i + 1])
+    assert sum(expired) > 0
+
+
 def test_a_bound_that_would_stall_is_refused_with_the_least_that_does_not():
     with pytest.raises(ConfigError, match=r"`replay.max_staleness` must be at least 5 steps.*but is 3 instead"):
         Recipe(small_run(replay={"max_staleness": 3})).ingredients()
