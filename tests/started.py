@@ -8,15 +8,15 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
-from pages import ROOT
 
-__all__ = ["checkout", "environment", "free_port", "running", "until"]
+__all__ = ["alive", "checkout", "environment", "free_port", "mentioning", "until"]
 
+ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
 
 
@@ -43,12 +43,23 @@ def until(condition: Callable[[], T], timeout_s: float = 90) -> T:
     return found
 
 
-def running(name: str, value: object) -> list[psutil.Process]:
-    """Processes with this variable in the environment that they were started in."""
-    found = []
+def mentioning(folder: Path) -> list[psutil.Process]:
+    """Processes whose command line or environment names `folder`, and all that they have started."""
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(name) == str(value) and process.status() != psutil.STATUS_ZOMBIE:
+            words = [*process.cmdline(), *process.environ().values()]
+            if process.pid not in found and any(str(folder) in word for word in words):
+                found |= {below.pid: below for below in (process, *process.children(recursive=True))}
+    return list(found.values())
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

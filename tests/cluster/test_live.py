@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from pages import ROOT, blocks
 from runs import small_run
-from started import checkout, environment, free_port, running, until
+from started import alive, checkout, environment, free_port, mentioning, until
 
 from ddil_ray.config import to_yaml
 from ddil_ray.tracking import read_journal
@@ -63,18 +63,20 @@ def cluster():
 
     def shell(script, timeout_s=500, **more):
         """A script of bash's in the clone, with what the first command puts on the path."""
-        started = {"cwd": clone, "env": {**env, **more}, "text": True, "timeout": timeout_s, "capture_output": True}
-        return subprocess.run(["bash", "-euo", "pipefail", "-c", f'PATH="$PWD/.venv/bin:$PATH"\n{script}'], **started)
+        command = ["bash", "-euo", "pipefail", "-c", f'PATH="$PWD/.venv/bin:$PATH"\n{script}']
+        return subprocess.run(
+            command, cwd=clone, env={**env, **more}, capture_output=True, text=True, timeout=timeout_s
+        )
 
     try:
         walked = shell("\n".join(COMMANDS))
         yield SimpleNamespace(
-            folder=folder, clone=clone, env=env, shell=shell, walked=walked, address=f"http://127.0.0.1:{dashboard}",
-            ray=ray,
+            folder=folder, clone=clone, env=env, shell=shell, walked=walked, address=f"http://127.0.0.1:{dashboard}"
         )  # fmt: skip
     finally:
+        started = mentioning(folder)
         shell(LAST)
-        for process in running("RAY_TMPDIR", ray):
+        for process in alive(started):
             process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -136,7 +138,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_and_is_resized_while_it_runs(
 
     def told(key):
         journal = run / "metrics.jsonl"
-        return [(r["step"], r[key]) for r in read_journal(journal) if key in r] if journal.exists() else []
+        return [(r.get("step"), r[key]) for r in read_journal(journal) if key in r] if journal.exists() else []
 
     job = submitted(
         cluster, "job.log", "bash", "-c", TELLING, "bash", *distill, "mine.yaml", "--allow-code", WITH_CODE="1"
@@ -167,7 +169,8 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_and_is_resized_while_it_runs(
 
 
 def test_the_last_command_ends_every_process_of_the_cluster(cluster):
-    assert running("RAY_TMPDIR", cluster.ray)
+    started = mentioning(cluster.folder)
+    assert len(started) > 10
     done = cluster.shell(LAST)
     assert done.returncode == 0, done.stderr
-    until(lambda: not running("RAY_TMPDIR", cluster.ray), timeout_s=30)
+    until(lambda: not alive(started), timeout_s=30)
