@@ -1,5 +1,6 @@
-"""Pins the way of a cluster user: by the README's own commands from a clone to a student, on three nodes of one machine that
-let nobody in without the token; then a run as a job that is stopped, goes on, and is resized meanwhile.
+"""Pins the way of a cluster user: from a clone to a student by the README's commands, on three nodes of one machine.
+
+Nobody gets in there without the token; a job is stopped, goes on, and is resized meanwhile.
 """
 
 from __future__ import annotations

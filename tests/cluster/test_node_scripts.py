@@ -118,7 +118,6 @@ def test_a_node_that_does_not_start_is_told_with_its_last_lines(node):
     ("settings", "address"),
     [
         ({}, "http://127.0.0.1:8265"),
-        ({"DASHBOARD_PORT": "9000"}, "http://127.0.0.1:9000"),
         ({"RAY_API_SERVER_ADDRESS": "http://head:1"}, "http://head:1"),
         ({"RAY_ADDRESS": "head:6379"}, ""),
     ],

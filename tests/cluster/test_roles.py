@@ -103,7 +103,7 @@ def test_the_nodes_of_one_machine_hold_the_roles_of_their_preset_at_most_too():
         gpus, used = asked(config, end)
         assert max(gpus.values()) <= 1
         assert max(used.values()) <= float(cpus)
-    with pytest.raises(ConfigError, match="must select a node of the cluster"):
+    with pytest.raises(ConfigError, match="The roles must fit the cluster"):
         admit(config, nodes[:1])
 
 
