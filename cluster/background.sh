@@ -18,7 +18,7 @@ mkdir -p "$state"
 
 # Whether the process that was started before still is that process.
 runs() {
-  [ -s "$state/pid" ] && tr '\0' ' ' <"/proc/$(cat "$state/pid")/cmdline" 2>/dev/null | grep -Eq 'ray start|start-[a-z]+\.sh'
+  [ -s "$state/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$state/pid")/cmdline" | grep -Eq 'ray start|start-[a-z]+\.sh'
 }
 
 if runs; then

@@ -2,8 +2,8 @@
 
     python cluster/check_upload.py [FOLDER] [--module FOLDER] [--pack FILE.zip]
 
-Exits with 1 and a line for each file that should stay, else with 0. `--pack` writes it into an archive, with a folder of
-Python code if one is named: a package as Ray makes it, but compressed.
+Exits with 1 and a line for each file that should stay, else with 0. `--pack` writes it into an archive, with a folder
+of Python code if one is named: a package as Ray makes it, but compressed.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ if [ "$1" = stop ]; then
   for name in rollout trainer head; do node "$name" stop; done
   exit 0
 fi
-node head start-head.sh "${shared[@]}" --num-cpus=0 --num-gpus=0 --ray-client-server-port=0
+node head start-head.sh "${shared[@]}" --num-cpus=0 --num-gpus=0
 for pool in trainer rollout; do
   node "$pool" start-worker.sh "127.0.0.1:${PORT:-6379}" "${shared[@]}" --num-cpus=8 --num-gpus=1 --labels="pool=$pool"
 done
