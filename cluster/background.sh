@@ -3,6 +3,7 @@
 # What it started before on this machine ends first, and nothing else does.
 #
 #   cluster/background.sh start-head.sh [options of that script]
+#   cluster/background.sh stop
 #
 # STATE (~/.ray/ddil-ray/HOST) is the folder of its log and process id.
 set -euo pipefail
@@ -11,14 +12,13 @@ set -euo pipefail
 
 [ $# -ge 1 ] || die "a script must be given. Usage: cluster/background.sh start-head.sh [options]"
 script="$(dirname "${BASH_SOURCE[0]}")/$1"
-shift
-[ -x "$script" ] || die "the script must be one of this folder, but $script is none."
+[ "$1" = stop ] || [ -x "$script" ] || die "the script must be one of this folder, but $script is none."
 state="${STATE:-$HOME/.ray/ddil-ray/$(hostname)}"
 mkdir -p "$state"
 
 # Whether the process that was started before still is that process.
 runs() {
-  [ -s "$state/pid" ] && tr '\0' ' ' <"/proc/$(cat "$state/pid")/cmdline" 2>/dev/null | grep -Eq 'ray start|start-[a-z]+\.sh'
+  [ -s "$state/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$state/pid")/cmdline" | grep -Eq 'ray start|start-[a-z]+\.sh'
 }
 
 if runs; then
@@ -26,6 +26,8 @@ if runs; then
   for _ in $(seq 60); do runs && sleep 1; done
   runs && die "process $(cat "$state/pid") must end within 60 s, but did not."
 fi
+[ "$1" != stop ] || exit 0
+shift
 setsid nohup "$script" "$@" >"$state/log" 2>&1 </dev/null &
 echo $! >"$state/pid"
 for _ in $(seq 240); do

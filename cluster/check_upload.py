@@ -1,21 +1,25 @@
 """What a job's working directory would upload, as Ray's own code finds it: refuses what looks secret or is large.
 
-    python cluster/check_upload.py [FOLDER]
+    python cluster/check_upload.py [FOLDER] [--module FOLDER] [--pack FILE.zip]
 
-Exits with 1 and a line for each file that should stay, else with 0 and the size of the upload.
+Exits with 1 and a line for each file that should stay, else with 0. `--pack` writes it into an archive, with a folder
+of Python code if one is named: a package as Ray makes it, but compressed.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
-from ray._private.runtime_env.packaging import _dir_travel
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
-__all__ = ["LARGE", "problems", "uploaded"]
+__all__ = ["LARGE", "pack", "problems", "uploaded"]
 
 LARGE = 10 * 2**20
 """Bytes of a file that is too large to go with every job."""
@@ -30,10 +34,12 @@ _HEAD = 4096
 
 
 def uploaded(folder: Path) -> list[Path]:
-    """Files that Ray would upload: all but what .rayignore and .gitignore name."""
+    """Files that Ray would upload: all but what .rayignore, .gitignore and its own list name."""
     found: list[Path] = []
-    _dir_travel(folder.absolute(), [], found.append, include_gitignore=True, logger=logging.getLogger(__name__))
-    return [path for path in found if path.is_file()]
+    top = folder.absolute()
+    excludes = [_get_excludes(top, get_runtime_env_default_excludes())]
+    _dir_travel(top, excludes, found.append, include_gitignore=True, logger=logging.getLogger(__name__))
+    return sorted(path for path in found if path.is_file())
 
 
 def problems(folder: Path) -> Iterator[str]:
@@ -56,18 +62,37 @@ def _is_private_key(path: Path) -> bool:
         return _PRIVATE_KEY.search(file.read(_HEAD)) is not None
 
 
-def main(folder: Path) -> int:
-    """Print, and give the exit code."""
-    found = sorted(problems(folder))
-    for problem in found:
-        print(problem, file=sys.stderr)
-    if found:
-        print(f"{len(found)} files should not leave {folder}: name them in {folder / '.rayignore'}.", file=sys.stderr)
-        return 1
-    files = uploaded(folder)
-    print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 2**20:.1f} MiB before compression")
+def pack(folder: Path, module: Path | None, package: Path) -> None:
+    """Write what is uploaded of `folder`, and of `module` under its name, to the archive `package`."""
+    with ZipFile(package, "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for path in uploaded(folder):
+            archive.write(path, path.relative_to(folder.absolute()))
+        for path in uploaded(module) if module else []:
+            archive.write(path, path.relative_to(module.absolute().parent))
+
+
+def main(folder: Path, module: Path | None, package: Path | None) -> int:
+    """Look, pack and print; the exit code."""
+    looked = [folder, module] if module else [folder]
+    for place in looked:
+        found = sorted(problems(place))
+        for problem in found:
+            print(problem, file=sys.stderr)
+        if found:
+            print(f"{len(found)} files should not leave {place}: name them in {place / '.rayignore'}.", file=sys.stderr)
+            return 1
+    files = [path for place in looked for path in uploaded(place)]
+    print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.2f} MB before compression")
+    if package:
+        pack(folder, module, package)
+        print(f"{package.stat().st_size / 1e6:.2f} MB to upload")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
+    parser = argparse.ArgumentParser(description="What a job would upload.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("."))
+    parser.add_argument("--module", type=Path)
+    parser.add_argument("--pack", type=Path)
+    given = parser.parse_args()
+    sys.exit(main(given.folder, given.module, given.pack))

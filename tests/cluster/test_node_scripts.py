@@ -18,6 +18,13 @@ trap 'echo ended >>"$HOME/ended"; exit 0' TERM
 for _ in $(seq {seconds}0); do sleep 0.1; done
 """
 
+SUBMITTED = """#!/usr/bin/env bash
+printf '%s\\n' "${RAY_API_SERVER_ADDRESS:-}" "$@"
+echo $(python -m zipfile -l "$4" | tail -n +2 | cut -d ' ' -f 1)
+exit 7
+"""
+"""A `ray` that tells what it was given, and what is in the archive."""
+
 spec = importlib.util.spec_from_file_location("wait_nodes", CLUSTER / "wait_nodes.py")
 wait_nodes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(wait_nodes)
@@ -37,8 +44,7 @@ def node(tmp_path):
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path)
 
     yield call
-    pid = tmp_path / "state" / "pid"
-    if pid.exists():
+    for pid in (tmp_path / "state").rglob("pid"):
         subprocess.run(["kill", "-KILL", pid.read_text().strip()], capture_output=True)
 
 
@@ -72,11 +78,67 @@ def test_starting_again_ends_the_node_that_was_started_and_no_other_process(node
     other.wait()
 
 
+def test_a_node_is_stopped_once_and_stopping_none_is_no_mistake(node, tmp_path):
+    node("background.sh", "start-head.sh")
+    pid = (tmp_path / "state" / "pid").read_text().strip()
+    assert node("background.sh", "stop").returncode == 0
+    assert not alive(pid)
+    assert (tmp_path / "ended").read_text() == "ended\n"
+    assert node("background.sh", "stop").returncode == 0
+
+
+def test_three_nodes_start_on_one_machine_and_are_stopped(node, tmp_path):
+    done = node("local.sh", "start")
+    assert done.returncode == 0, done.stderr
+    pids = {path.parent.name: path.read_text().strip() for path in (tmp_path / "state").glob("*/pid")}
+    said = {name: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for name, pid in pids.items()}
+    assert set(said) == {"head", "trainer", "rollout"}
+    assert {"--head", "--num-cpus=0", "--port=6379"} < set(said["head"])
+    for pool in ("trainer", "rollout"):
+        assert {"--address=127.0.0.1:6379", f"--labels=pool={pool}", "--num-gpus=1"} < set(said[pool])
+    assert all("--metrics-export-port=0" in words and "--min-worker-port=0" in words for words in said.values())
+    assert node("local.sh", "stop").returncode == 0
+    assert not any(alive(pid) for pid in pids.values())
+
+
+def test_a_local_cluster_is_started_or_stopped_and_nothing_else(node):
+    done = node("local.sh")
+    assert done.returncode == 2
+    assert "start or stop must be given" in done.stderr
+
+
 def test_a_node_that_does_not_start_is_told_with_its_last_lines(node):
     done = node("background.sh", "start-head.sh", said="port 6379 is taken", seconds=0)
     assert done.returncode == 2
     assert "port 6379 is taken" in done.stderr
     assert "Ray must start within 120 s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({}, "http://127.0.0.1:8265"),
+        ({"RAY_API_SERVER_ADDRESS": "http://head:1"}, "http://head:1"),
+        ({"RAY_ADDRESS": "head:6379"}, ""),
+    ],
+)
+def test_a_job_goes_to_the_dashboard_that_is_set_or_to_this_machines(tmp_path, settings, address):
+    (tmp_path / "ray").write_text(SUBMITTED)
+    (tmp_path / "ray").chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    (tmp_path / "mine.yaml").touch()
+    done = subprocess.run(
+        [CLUSTER / "submit.sh", "ddil-ray", "distill", "two words.yaml"],
+        env={**kept, "PATH": path, "RAY_AUTH_TOKEN": "a" * 64, **settings},
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr  # that of `ray`
+    said = done.stdout.splitlines()[2:]
+    assert said[:4] == [address, "job", "submit", "--working-dir"]
+    assert said[5:7] == ["--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}']
+    assert said[7:] == ["--", "ddil-ray", "distill", "two words.yaml", "mine.yaml ray"]
+    assert not Path(said[4]).exists()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ them. Beyond that no node may be idle, neither of the least that a pool has nor 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -14,7 +15,7 @@ from ray.util import accelerators
 
 from ddil_ray.config import load_config
 from ddil_ray.errors import ConfigError
-from ddil_ray.runtime.cluster import check_fits, check_labels, pool_roles
+from ddil_ray.runtime.cluster import check_fits, check_labels, pool_roles, resized
 
 ALL = ["base", "job", "kueue", "aws", "gcp", "slurm", "skypilot"]
 AUTOSCALED = ["base", "job", "aws", "gcp"]
@@ -31,6 +32,11 @@ def asked(config, end):
         gpus[role.label_selector["pool"]] += count * role.num_gpus
         cpus[role.label_selector["pool"]] += count * role.num_cpus
     return gpus, cpus
+
+
+def at_size(config, end):
+    """The config with the least (0) or most (1) actors of every role."""
+    return resized(config, {role: getattr(config, role).bounds[end] for role in pool_roles(config).values()})
 
 
 def admit(config, nodes):
@@ -84,6 +90,21 @@ def test_machines_that_are_there_are_as_many_as_the_roles_need_at_least():
     (config,) = documents(CLUSTER / "vm" / "local.yaml")
     assert len(config["provider"]["worker_ips"]) == sum(pool.least for pool in artefact("base").pools)
     assert len({config["provider"]["head_ip"], *config["provider"]["worker_ips"]}) == 10
+
+
+def test_the_nodes_of_one_machine_hold_the_roles_of_their_preset_at_most_too():
+    script = (CLUSTER / "local.sh").read_text()
+    (names,) = re.findall(r"^for pool in (.+); do$", script, re.MULTILINE)
+    (cpus,) = re.findall(r"--num-cpus=(\d+) --num-gpus=1", script)
+    nodes = [node for name in names.split() for node in Pool({"pool": name}, 1, 1, float(cpus), 1, "").nodes(1)]
+    config = load_config("pools/digits")
+    for end in (0, 1):
+        admit(at_size(config, end), nodes)
+        gpus, used = asked(config, end)
+        assert max(gpus.values()) <= 1
+        assert max(used.values()) <= float(cpus)
+    with pytest.raises(ConfigError, match="The roles must fit the cluster"):
+        admit(config, nodes[:1])
 
 
 def test_no_role_names_an_accelerator_that_an_autoscaler_would_not_know():

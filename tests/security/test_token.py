@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from started import environment, free_port, until
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -34,17 +33,9 @@ except ConfigError as error:
 """
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def environment(home, **more):
-    """Without any Ray of this process's, with a home of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DDIL_"))}
-    paths = {"HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    return {**kept, **paths, **{name: str(value) for name, value in more.items()}}
+def at_home(home, **more):
+    """An environment with a home of its own."""
+    return environment(HOME=home, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONPATH=ROOT, **more)
 
 
 def started(script, *arguments, env, log):
@@ -64,17 +55,9 @@ def stopped(process):
             process.wait()
 
 
-def until(condition, timeout_s=90):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return found
-
-
 def head_of(home, port, dashboard):
     """A head of the script's that is up. On a busy machine Ray may give up waiting for a process of its own."""
-    env = environment(home, PORT=port, DASHBOARD_PORT=dashboard, METRICS_PORT=free_port())
+    env = at_home(home, PORT=port, DASHBOARD_PORT=dashboard, METRICS_PORT=free_port())
     options = ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={home}/ray"]
     for _ in range(3):
         process = started("start-head.sh", *options, env=env, log=home / "log")
@@ -106,7 +89,7 @@ def elsewhere(tmp_path):
     def of(kind, head):
         files = {"wrong": tmp_path / "wrong", "right": head.token}
         told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": files[kind]} if kind in files else {}
-        return environment(tmp_path, **told)
+        return at_home(tmp_path, **told)
 
     return of
 
