@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ddil_ray.cli.ablate import ablate
+from ddil_ray.cli.chain import chain
 from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
 from ddil_ray.cli.demo_t2i import demo_t2i
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "export": export,
     "compare": compare,
+    "chain": chain,
     "ablate": ablate,
     "demo": demo,
     "demo-t2i": demo_t2i,

@@ -67,3 +67,29 @@ def test_the_digits_distillation_runs_as_a_job(head, tmp_path):
     assert (tmp_path / "digits-pd" / "student" / "model_index.json").exists()
     assert (tmp_path / "digits-pd" / "report.html").exists()
     assert "report   " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_pipeline_runs_as_a_job(head, tmp_path):
+    """Each of its stages connects to the cluster anew."""
+    address, environment = head
+    done = subprocess.run(
+        [
+            BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--",
+            "python", "pipelines/chain.py", "digits-chain", f"output={tmp_path}", "baseline=null", "compare=null",
+            "train_teacher.model.block_out_channels=[8,16]", "train_teacher.trainer.steps=20",
+            "distill.trainer.steps=20", "distill.evaluation.num_samples=64", "distill.evaluation.teacher_steps=8",
+            "distill.shift.enabled=false", "evaluate.evaluation.num_samples=96",
+        ],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for stage, file in {
+        "train-teacher": "teacher/model_index.json",
+        "distill": "student/model_index.json",
+        "evaluate": "metrics.json",
+        "export": "model_index.json",
+    }.items():
+        assert len(list((tmp_path / "digits-chain").glob(f"digits-chain-{stage}-*/{file}"))) == 1
