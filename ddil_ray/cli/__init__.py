@@ -23,6 +23,7 @@ from ddil_ray.cli.plan import plan
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.scale import scale
+from ddil_ray.cli.serve import serve
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError, first_line
 
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "export": export,
+    "serve": serve,
     "compare": compare,
     "chain": chain,
     "ablate": ablate,
