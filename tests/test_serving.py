@@ -27,23 +27,26 @@ from tiny import PROMPTS, save_pipeline
 
 from ddil_ray.diffusion.schedule import CosineVP
 from ddil_ray.diffusion.solver import fresh_noise, renoise_step
+from ddil_ray.diffusion.timegrid import consistency_grid
 from ddil_ray.errors import ConfigError
-from ddil_ray.export import consistency_scheduler, save_model_folder
+from ddil_ray.export import save_model_folder, student_scheduler
 from ddil_ray.models import load_model
 from ddil_ray.serving import Studio
 
 ROOT = Path(__file__).parents[1]
 
 
-def _student(folder, model, *, grid=50):
-    scheduler = consistency_scheduler(model, original_inference_steps=grid)
-    save_model_folder(folder, model, scheduler=scheduler, name="s", description="d", steps=4)
+def _student(folder, model):
+    """One that draws new noise at every step."""
+    times, grid = consistency_grid(50, 4), {"original_inference_steps": 50}
+    scheduler = student_scheduler(model, times, grid)
+    save_model_folder(folder, model, scheduler=scheduler, name="s", description="d", steps=4, times=times)
     return folder
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A student of classes that draws new noise at every step."""
+    """A student of classes."""
     return _student(tmp_path_factory.mktemp("digits") / "student", load_model("builtin:digits"))
 
 
@@ -51,11 +54,7 @@ def digits(tmp_path_factory):
 def prompted(request, tmp_path_factory):
     """A student of prompts; that of flow matching has a pipeline that passes its scheduler no generator."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = load_model(str(save_pipeline(request.param, folder)))
-    if request.param == "stable_diffusion":
-        return _student(folder / "student", model)
-    save_model_folder(folder / "student", model, name="s", description="d", steps=4)
-    return folder / "student"
+    return _student(folder / "student", load_model(str(save_pipeline(request.param, folder))))
 
 
 def _pixels(png):
