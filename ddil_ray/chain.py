@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from ddil_ray.config import ChainConfig, ConfigTree, RunConfig, deciding, teacher_config
 from ddil_ray.config.chain import LINKS, STUDENTS
 from ddil_ray.config.prepare import PrepareConfig
-from ddil_ray.errors import ConfigError, DdilError, first_line
+from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
 from ddil_ray.folder import write_whole
 from ddil_ray.redact import redact
 from ddil_ray.storage import open_url
@@ -81,7 +81,7 @@ class Chain:
         remote = "://" in config.output
         place = f"{config.output.rstrip('/')}/{config.name}" if remote else Path(config.output, config.name).resolve()
         self.url = str(place)
-        with self._reading():
+        with self._reaching():
             self._fs, self._root = open_url(self.url)
         self._done: dict[str, Stage] = {}
         problems = dict.fromkeys(filter(None, map(self._problem, config.stages)))
@@ -95,7 +95,7 @@ class Chain:
         return [before for before in self.config.stages if before in needed and before not in self._done]
 
     def stage(self, name: str) -> Stage:
-        """How it stands with a stage of which none is `missing`.
+        """How it stands with a stage that none is `missing` of.
 
         Raises:
             ConfigError: files that it names cannot be read, or the chain's own folder.
@@ -104,42 +104,42 @@ class Chain:
         inputs = self._inputs(name, config)
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
         folder = f"{self._prefix(name)}{key}"
-        with self._reading():
+        with self._reaching():
             self._fs.invalidate_cache()  # other processes write here
             begun = bool(self._fs.exists(f"{self._root}/{folder}"))
             record = self._record(f"{folder}.json") if begun else None
-            done = record is not None and record["inputs"] == inputs
-            why = "" if done else self._why(name, inputs, begun)
-        stage = Stage(
-            name,
-            config.model_copy(update=self._placed(config, folder)),
-            folder,
-            inputs,
-            record["result"] if done and record else None,
-            begun,
-            why,
-        )
-        if done:
+            result = record["result"] if record and record["inputs"] == inputs else None
+            why = self._why(name, inputs, begun) if result is None else ""
+        placed = config.model_copy(update=self._placed(config, folder))
+        stage = Stage(name, placed, folder, inputs, result, begun, why)
+        if result is not None:
             self._done[name] = stage
         return stage
 
     def finish(self, stage: Stage, seconds: float) -> None:
-        """Note that a stage whose folder is whole is done."""
-        record: dict[str, Any] = {
-            "stage": stage.name,
-            "inputs": stage.inputs,
-            "result": contents(f"{self.url}/{stage.folder}", _RESULTS.get(stage.name, ())),
-            "seconds": round(seconds, 1),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "version": importlib.metadata.version("ddil-ray"),
-        }
-        write_whole(self._fs, f"{self._root}/{stage.folder}.json", (json.dumps(record, indent=2) + "\n").encode())
-        self._done[stage.name] = replace(stage, result=record["result"], why="")
+        """Note that a stage whose folder is whole is done.
+
+        Raises:
+            RunFailedError: it cannot be noted.
+        """
+        with self._reaching(RunFailedError):
+            result = contents(f"{self.url}/{stage.folder}", _RESULTS.get(stage.name, ()))
+            record = {
+                "stage": stage.name,
+                "inputs": stage.inputs,
+                "result": result,
+                "seconds": round(seconds, 1),
+                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "version": importlib.metadata.version("ddil-ray"),
+            }
+            write_whole(self._fs, f"{self._root}/{stage.folder}.json", (json.dumps(record, indent=2) + "\n").encode())
+        self._done[stage.name] = replace(stage, result=result, why="")
 
     def clear(self, stage: Stage) -> None:
         """Remove what a stage has begun, and cannot go on with."""
         if stage.begun:
-            self._fs.rm(f"{self._root}/{stage.folder}", recursive=True)
+            with self._reaching():
+                self._fs.rm(f"{self._root}/{stage.folder}", recursive=True)
 
     def part(self, name: str, part: str = "") -> str:
         """Where a part of the folder of a stage lies that is done."""
@@ -150,11 +150,14 @@ class Chain:
         return [self.part(before) for before in STUDENTS[name] if before in self._done]
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reaching(self, kind: type[DdilError] = ConfigError) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # every filesystem has errors of its own
-            raise ConfigError(f"`output` must be readable, but {self.url} failed: {first_line(error)}.") from error
+            raise kind(
+                f"`output` must be a folder or URL that can be read and written, but {self.url} failed: "
+                f"{first_line(error)}. The same command goes on when it can be."
+            ) from error
 
     def _prefix(self, name: str) -> str:
         return f"{self.config.name}-{name.replace('_', '-')}-"
