@@ -37,8 +37,9 @@ _RESULTS = {
     "baseline": ("student", "metrics.json"),
 }
 """Stage -> what other stages take of its folder."""
-_FILES = ("data.source", "teacher.model", "teacher.weights", "student.model") + tuple(
-    f"evaluation.{name}" for name in ("features", "feature_weights", "clip")
+_FILES = (
+    *("data.source", "teacher.model", "teacher.weights", "student.model"),
+    *("evaluation.features", "evaluation.feature_weights", "evaluation.clip"),
 )
 """Settings that may name files."""
 _NOT_DECIDING = ("trainer.num_workers", "encode_images.batch_size", "encode_prompts.batch_size")

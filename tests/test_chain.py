@@ -244,7 +244,11 @@ def test_a_chain_lies_at_a_url(capsys, written, s3):
     assert told["state"] == "done"
     assert told["folder"].startswith("s3://bucket/chains/c/c-train-teacher-")
     assert versions(f"{told['folder']}/teacher", "teacher.model") is not None
-    assert _told(capsys, config)["train_teacher"] == {"state": "skipped", "why": "done before", "folder": told["folder"]}
+    assert _told(capsys, config)["train_teacher"] == {
+        "state": "skipped",
+        "why": "done before",
+        "folder": told["folder"],
+    }
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""Pins serving a student: what may be asked, that an image is its own seed's whoever shares its batch, and real HTTP."""
+"""Pins serving a student: what may be asked, that an image is its seed's whoever shares its batch, and real HTTP."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def evaluate(
     from ddil_ray.config import RunConfig, load_config
     from ddil_ray.results import score_table
 
-    found = measure(model, load_config(config, overrides or [], kind=RunConfig), writable(out, "--out"), verbose=verbose)
+    found = measure(
+        model, load_config(config, overrides or [], kind=RunConfig), writable(out, "--out"), verbose=verbose
+    )
     if as_json:
         print_json(found)
         return
@@ -79,7 +81,7 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
         from ddil_ray.runtime.evaluation import measure_on_ray
 
         measured = measure_on_ray(benchmark, samplers, evaluation_role(config))
-    found = {"scores": scores_of(measured), "classes": classes_of(measured), "about": benchmark.describe()}
+    found: dict[str, Any] = {"scores": scores_of(measured), "classes": classes_of(measured), "about": benchmark.describe()}
     save_grids(measured, out / "samples")
     write_json(out / "metrics.json", {"model": model, **found})
     write_page(

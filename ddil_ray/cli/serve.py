@@ -28,7 +28,8 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the student.")] = 1,
     num_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each.")] = 1.0,
     num_gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of each, or a share of one; default: even shares of what there is.")
+        float | None,
+        typer.Option(min=0, help="GPUs of each, or a share of one; default: even shares of what there is."),
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Most images that are drawn at once.")] = 8,
     wait_ms: Annotated[float, typer.Option(min=0, help="That a batch waits to be filled.")] = 10.0,

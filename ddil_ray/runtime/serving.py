@@ -120,7 +120,7 @@ class StudentServer:
             return _refusal(500, f"The image could not be drawn: {first_line(error)}")
         return _answer(ask, image, together, request.headers.get("accept", ""))
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]
     async def _draw(self, asks: list[Ask]) -> list[tuple[bytes, int]]:
         """Images, and how many were drawn at once; in a thread, so that this process goes on to listen."""
         self._began = time.monotonic()

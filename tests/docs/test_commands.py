@@ -8,7 +8,15 @@ from commandlines import PROGRAMS, parsed
 from pages import ROOT, blocks, commands, pages
 
 from ddil_ray.ablation.grid import grid_runs
-from ddil_ray.config import AblationConfig, ChainConfig, ConfigTree, RunConfig, load_config, load_teacher_config, preset_names
+from ddil_ray.config import (
+    AblationConfig,
+    ChainConfig,
+    ConfigTree,
+    RunConfig,
+    load_config,
+    load_teacher_config,
+    preset_names,
+)
 from ddil_ray.config.prepare import PrepareConfig
 
 CLI = PROGRAMS["ddil-ray"]
