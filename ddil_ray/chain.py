@@ -108,14 +108,21 @@ class Chain:
         with self._reaching():
             self._fs.invalidate_cache()  # other processes write here
             begun = bool(self._fs.exists(f"{self._root}/{folder}"))
-            record = self._record(f"{folder}.json") if begun else None
-            result = record["result"] if record and record["inputs"] == inputs else None
-            why = self._why(name, inputs, begun) if result is None else ""
+            record = self._record(f"{folder}.json")
+            result = record["result"] if begun and record and record["inputs"] == inputs else None
+            why = self._why(name, inputs, begun, gone=record is not None) if result is None else ""
         placed = config.model_copy(update=self._placed(config, folder))
         stage = Stage(name, placed, folder, inputs, result, begun, why)
         if result is not None:
             self._done[name] = stage
         return stage
+
+    def begin(self, stage: Stage) -> None:
+        """Call before a stage is done: what was noted of a folder that is gone is not to be taken for one of the next."""
+        record = f"{self._root}/{stage.folder}.json"
+        with self._reaching():
+            if self._fs.exists(record):
+                self._fs.rm_file(record)
 
     def finish(self, stage: Stage, seconds: float) -> None:
         """Note that a stage whose folder is whole is done.
@@ -224,9 +231,9 @@ class Chain:
             return None
         return content if isinstance(content, dict) and {"inputs", "result", "finished"} <= content.keys() else None
 
-    def _why(self, name: str, inputs: Mapping[str, str], begun: bool) -> str:
-        if begun:
-            return "it was begun and not finished"
+    def _why(self, name: str, inputs: Mapping[str, str], begun: bool, gone: bool) -> str:
+        if begun or gone:
+            return "it was begun and not finished" if begun else "its folder is gone"
         found = self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else []
         names = [path.rpartition("/")[2] for path in found]
         mine = [n for n in names if n.startswith(self._prefix(name)) and n.endswith(".json")]
@@ -237,7 +244,7 @@ class Chain:
         differing = [key for key in sorted({*before, *inputs}) if before.get(key) != inputs.get(key)]
         shown = [_difference(key, before.get(key), inputs.get(key)) for key in differing[:_CHANGES_SHOWN]]
         more = len(differing) - len(shown)
-        return "; ".join([*shown, *([f"{more} more"] if more else [])]) or "its folder is gone"
+        return "; ".join([*shown, *([f"{more} more"] if more else [])])
 
 
 def _difference(key: str, before: str | None, now: str | None) -> str:

@@ -167,6 +167,19 @@ def test_two_chains_do_not_share_a_folder(capsys, written, tmp_path):
     assert "`name` must be that of no run that is active" in err
 
 
+def test_a_record_of_what_was_deleted_is_not_taken_for_what_was_cut_off_after_it(tmp_path):
+    done = _done(_chain(tmp_path, distill=DISTILL), "distill", {"metrics.json": "{}"})
+    folder = Path(tmp_path, "c", done.folder)
+    shutil.rmtree(folder)
+    pipeline = _chain(tmp_path, distill=DISTILL)
+    stage = pipeline.stage("distill")
+    assert (stage.result, stage.why) == (None, "its folder is gone")
+    pipeline.begin(stage)
+    folder.mkdir()
+    stage = _chain(tmp_path, distill=DISTILL).stage("distill")
+    assert (stage.result, stage.why) == (None, "it was begun and not finished")
+
+
 def test_where_and_how_a_stage_runs_decides_nothing(tmp_path):
     usual = _chain(tmp_path, distill=DISTILL).stage("distill")
     elsewhere = {

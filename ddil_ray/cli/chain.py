@@ -119,6 +119,7 @@ class _Walk:
     def _do(self, stage: Stage) -> None:
         self.view.say(f"{stage.name} starts: {stage.why}.")
         started = time.monotonic()
+        self.chain.begin(stage)
         try:
             _COMMANDS[stage.name](self.chain, stage, self._verbose)
         except BaseException:
