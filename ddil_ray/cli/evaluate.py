@@ -81,7 +81,11 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
         from ddil_ray.runtime.evaluation import measure_on_ray
 
         measured = measure_on_ray(benchmark, samplers, evaluation_role(config))
-    found: dict[str, Any] = {"scores": scores_of(measured), "classes": classes_of(measured), "about": benchmark.describe()}
+    found: dict[str, Any] = {
+        "scores": scores_of(measured),
+        "classes": classes_of(measured),
+        "about": benchmark.describe(),
+    }
     save_grids(measured, out / "samples")
     write_json(out / "metrics.json", {"model": model, **found})
     write_page(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ddil_ray.cli.options import Verbose, print_lines
-from ddil_ray.errors import RunStoppedError
+from ddil_ray.errors import ConfigError, RunStoppedError
 
 __all__ = ["serve"]
 
@@ -48,6 +48,8 @@ def serve(
 
     `ddil-ray serve s3://bucket/exports/sd15-lcm --replicas 4 --num-gpus 0.5 --max-batch 4 --port 9000`
     """
+    _check_installed()
+
     from ddil_ray.config import Role
     from ddil_ray.runtime.serving import Served, serving
     from ddil_ray.runtime.signals import Signals
@@ -75,3 +77,13 @@ def serve(
         while signals.received is None:
             time.sleep(_POLL_S)
     raise RunStoppedError(f"Stopped by {signal.Signals(signals.received).name}.", signal=signals.received)
+
+
+def _check_installed() -> None:
+    try:
+        import ray.serve  # noqa: F401 - it tells what it lacks
+    except ImportError as error:
+        raise ConfigError(
+            f"`ddil-ray serve` must have Ray Serve, but {error.name or error} is not installed. Install it with "
+            '`pip install "ddil-ray[serve]"`, on all nodes of a cluster.'
+        ) from error

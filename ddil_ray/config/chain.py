@@ -45,7 +45,7 @@ class Compare(Group):
 class Export(Group):
     """The copy of the student for others, as by `ddil-ray export`."""
 
-    dtype: Literal["fp32", "fp16", "bf16"] | None = Field(
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         None, description="precision of the weights; default: as they are"
     )
     variant: bool = Field(False, description="name files of weights after `dtype`, fp16 or bf16")

@@ -26,20 +26,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from ddil_ray.config import Role
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.runtime.cluster import ray_session, role_alone
-
-try:
-    from ray import serve
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
-except ImportError as error:
-    raise ConfigError(
-        f"`ddil-ray serve` must have Ray Serve, but {error.name or error} is not installed. Install it with "
-        '`pip install "ddil-ray[serve]"`, on all nodes of a cluster.'
-    ) from error
-
 from ddil_ray.serving import MOST_BYTES, Ask, Studio
 
 __all__ = ["Served", "StudentServer", "serving"]
