@@ -118,7 +118,7 @@ class Chain:
         return stage
 
     def begin(self, stage: Stage) -> None:
-        """Call before a stage is done: what was noted of a folder that is gone must not be taken for that of the next."""
+        """Forget, before a stage is done, what was noted of a folder that is gone: the next one is another."""
         record = f"{self._root}/{stage.folder}.json"
         with self._reaching():
             if self._fs.exists(record):

@@ -218,7 +218,7 @@ def _wait(process, url):
         try:
             if requests.get(url, timeout=5).ok:
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:  # nobody listens, or no replica is there to answer
             pass
         time.sleep(0.5)
     raise AssertionError("it did not start")
