@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import run
+from pages import blocks
 
 from ddil_ray.chain import Chain, versions
-from ddil_ray.config import ChainConfig
+from ddil_ray.config import ChainConfig, load_config
 from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.lock import RunLock
 
@@ -159,6 +160,17 @@ def test_bad_input_is_one_message_and_nothing_starts(capsys, written, tmp_path, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("source", ["digits-chain", "page"])
+def test_all_settings_of_the_pipelines_that_are_shown_are_right(tmp_path, source):
+    if source == "page":
+        (block,) = (block for block in blocks(ROOT / "docs" / "chain.md") if block.language == "yaml")
+        source = str(tmp_path / "pipeline.yaml")
+        Path(source).write_text(block.text)
+    pipeline = Chain(load_config(source, [f"output={tmp_path}"], kind=ChainConfig))
+    assert pipeline.config.stages == ["train_teacher", "distill", "baseline", "evaluate", "compare", "export"]
+    assert pipeline.stage("train_teacher").why == "it was not done before"
+
+
 def test_two_chains_do_not_share_a_folder(capsys, written, tmp_path):
     config = written(train_teacher=TEACHER)
     with RunLock(RunFolder(str(tmp_path / "runs"), "c"), print):
@@ -289,7 +301,7 @@ def test_a_whole_pipeline_goes_on_after_a_signal_and_does_what_is_missing(capsys
     command = [sys.executable, str(ROOT / "pipelines" / "chain.py"), str(config), "--json"]
 
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "runs" / "c").glob("c-distill-*/checkpoints/*/manifest*")):
+    while not list((tmp_path / "runs" / "c").glob("c-distill-*/checkpoints/*/*/manifest*")):
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
