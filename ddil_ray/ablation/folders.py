@@ -9,7 +9,7 @@ from typing import Any
 
 from ddil_ray.ablation.outcome import Outcome, by_steps
 from ddil_ray.ablation.summary import Study
-from ddil_ray.config import RunConfig, flatten, load_config
+from ddil_ray.config import RunConfig, deciding, load_config
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.places import check_url
 from ddil_ray.redact import redact
@@ -18,10 +18,6 @@ from ddil_ray.tracking.journal import parse_records
 
 __all__ = ["study_of"]
 
-_NOT_THE_ARM = {"name", "seed", "output", "tracking", "checkpoint", "shift", "max_failures", "placement"} | {
-    "num_actors", "num_cpus", "num_gpus", "accelerator_type", "resources"
-}  # fmt: skip
-"""Parts of dotted settings in which runs of one arm may differ: what they are called, and where and how they ran."""
 _REFERENCE = ("evaluation.", "teacher.", "data.", "student.guidance")
 """Settings, by their beginnings, that say what scores are measured against."""
 _FREE = ("evaluation.steps",)
@@ -41,7 +37,7 @@ class _Run:
     @property
     def arm_settings(self) -> dict[str, str]:
         """Dotted settings that make its arm."""
-        return {k: v for k, v in flatten(self.config).items() if _NOT_THE_ARM.isdisjoint(k.split("."))}
+        return {key: value for key, value in deciding(self.config).items() if key != "seed"}
 
 
 def study_of(urls: Sequence[str]) -> Study:

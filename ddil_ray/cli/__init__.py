@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ddil_ray.cli.ablate import ablate
+from ddil_ray.cli.chain import chain
 from ddil_ray.cli.compare import compare
 from ddil_ray.cli.demo import demo
 from ddil_ray.cli.demo_t2i import demo_t2i
@@ -22,6 +23,7 @@ from ddil_ray.cli.plan import plan
 from ddil_ray.cli.prepare import prepare
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.scale import scale
+from ddil_ray.cli.serve import serve
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError, first_line
 
@@ -36,7 +38,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "export": export,
+    "serve": serve,
     "compare": compare,
+    "chain": chain,
     "ablate": ablate,
     "demo": demo,
     "demo-t2i": demo_t2i,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,10 @@ from ddil_ray.cli.options import (
     writable,
 )
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from ddil_ray.config import RunConfig
+
+__all__ = ["evaluate", "measure"]
 
 
 def evaluate(
@@ -38,47 +41,57 @@ def evaluate(
     `ddil-ray evaluate runs/digits-pd/student digits-pd evaluation.steps=[1] --out evaluation`
     """
     from ddil_ray.config import RunConfig, load_config
+    from ddil_ray.results import score_table
+
+    found = measure(
+        model, load_config(config, overrides or [], kind=RunConfig), writable(out, "--out"), verbose=verbose
+    )
+    if as_json:
+        print_json(found)
+        return
+    table = score_table(found["scores"], "Scores")
+    print_table(table.caption, table.header, table.rows)
+    print_lines(f"report   {out / 'report.html'}")
+
+
+def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) -> dict[str, Any]:
+    """Measure `model` on Ray as `config` says, and write metrics.json, report.html and samples into the folder `out`.
+
+    Returns:
+        What is in metrics.json: `scores`, `classes`, and what they are `about`.
+    """
     from ddil_ray.evaluation import exported_sampler
     from ddil_ray.folder import write_json
     from ddil_ray.models.match import load_measured
     from ddil_ray.report import write_page
-    from ddil_ray.results import (
-        classes_of,
-        new_benchmark,
-        save_grids,
-        score_parts,
-        score_table,
-        scores_of,
-        teacher_samplers,
-    )
+    from ddil_ray.results import classes_of, new_benchmark, save_grids, score_parts, scores_of, teacher_samplers
     from ddil_ray.runtime.cluster import connected, evaluation_role
     from ddil_ray.training.recipe import Recipe
 
-    recipe = Recipe(load_config(config, overrides or [], kind=RunConfig))
-    made, out = recipe.ingredients(), writable(out, "--out")
+    recipe = Recipe(config)
+    made = recipe.ingredients()
     student = load_measured(model, made.teacher)
-    steps, told = recipe.config.evaluation.steps, recipe.student_guidance if student.reads_guidance else 0.0
+    steps, told = config.evaluation.steps, recipe.student_guidance if student.reads_guidance else 0.0
     samplers = {
         "model": {n: exported_sampler(student, n, w=told) for n in steps},
         "teacher": teacher_samplers(recipe, made),
     }
     benchmark = new_benchmark(recipe, made)
-    with connected(recipe.config, verbose=verbose):
+    with connected(config, verbose=verbose):
         from ddil_ray.runtime.evaluation import measure_on_ray
 
-        found = measure_on_ray(benchmark, samplers, evaluation_role(recipe.config))
-    measured, classes, about = scores_of(found), classes_of(found), benchmark.describe()
-    save_grids(found, out / "samples")
-    write_json(out / "metrics.json", {"model": model, "scores": measured, "classes": classes, "about": about})
+        measured = measure_on_ray(benchmark, samplers, evaluation_role(config))
+    found: dict[str, Any] = {
+        "scores": scores_of(measured),
+        "classes": classes_of(measured),
+        "about": benchmark.describe(),
+    }
+    save_grids(measured, out / "samples")
+    write_json(out / "metrics.json", {"model": model, **found})
     write_page(
         out / "report.html",
         title=f"Evaluation of {model}",
-        summary=[f"Against {recipe.config.teacher.model} and {made.data.name}."],
-        sections=score_parts(measured, about, out / "samples", classes),
+        summary=[f"Against {config.teacher.model} and {made.data.name}."],
+        sections=score_parts(found["scores"], found["about"], out / "samples", found["classes"]),
     )
-    if as_json:
-        print_json({"scores": measured, "classes": classes, "about": about})
-        return
-    table = score_table(measured, "Scores")
-    print_table(table.caption, table.header, table.rows)
-    print_lines(f"report   {out / 'report.html'}")
+    return found

@@ -12,7 +12,7 @@ import typer
 from ddil_ray.cli.options import AsJson, print_json, print_lines, writable
 from ddil_ray.errors import ConfigError
 
-__all__ = ["export"]
+__all__ = ["export", "export_to"]
 
 
 class Dtype(str, Enum):
@@ -46,6 +46,29 @@ def export(
     if private and push is None:
         raise ConfigError("`--private` must come with `--push`, but does not. Add the repository to push to.")
 
+    found = export_to(
+        out or Path("exports", _name(model)),
+        model,
+        dtype=dtype.value if dtype else None,
+        variant=variant,
+        onnx=onnx,
+        push=push,
+        private=private,
+    )
+    if as_json:
+        print_json(found)
+    else:
+        print_lines(*(f"{what:8} {where}" for what, where in found.items()))
+
+
+def export_to(
+    folder: Path, model: str, *, dtype: str | None, variant: bool, onnx: bool, push: str | None, private: bool
+) -> dict[str, str]:
+    """Copy `model` to the new `folder`, and further; see the options of `export`.
+
+    Returns:
+        Where it is: as `folder`, `onnx` and `hub`.
+    """
     from ddil_ray.publish.folder import check_target, copy_folder, pipeline_folder
     from ddil_ray.publish.hub import check_push
     from ddil_ray.publish.hub import push as push_to_hub
@@ -55,19 +78,16 @@ def export(
         check_push(push)
     if onnx:
         check_onnx()
-    source, folder = pipeline_folder(model), out or Path("exports", _name(model))
+    source = pipeline_folder(model)
     check_target(source, folder)
     writable(folder, "--out")
-    copy_folder(source, folder, dtype=dtype.value if dtype else None, variant=variant)
-    found: dict[str, str] = {"folder": str(folder)}
+    copy_folder(source, folder, dtype=dtype, variant=variant)
+    found = {"folder": str(folder)}
     if onnx:
         found["onnx"] = str(add_onnx(folder))
     if push is not None:
         found["hub"] = push_to_hub(folder, push, private=private)
-    if as_json:
-        print_json(found)
-    else:
-        print_lines(*(f"{what:8} {where}" for what, where in found.items()))
+    return found
 
 
 def _name(model: str) -> str:

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ddil_ray.config.ablation import AblationConfig
+from ddil_ray.config.chain import ChainConfig
 from ddil_ray.config.objectives import Dmd2, Lcm, Pd
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.config.run import RunConfig
@@ -31,6 +32,7 @@ _COMMANDS: dict[str, type[BaseModel]] = {
     "`ddil-ray train-teacher` with `kind: text-to-image`": TextTeacherConfig,
     "`ddil-ray ablate`": AblationConfig,
     "`ddil-ray prepare`": PrepareConfig,
+    "`ddil-ray chain`": ChainConfig,
 }
 
 

@@ -20,10 +20,14 @@ from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.places import check_url
 from ddil_ray.redact import redact, redacted
 
-__all__ = ["ConfigTree", "config_hash", "flatten", "load_config", "preset_names", "to_yaml"]
+__all__ = ["ConfigTree", "config_hash", "deciding", "flatten", "load_config", "preset_names", "to_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
 _MOST_PARENTS = 32
+_NOT_DECIDING = {"name", "output", "tracking", "checkpoint", "shift", "faults", "max_failures", "placement"} | {
+    "num_actors", "num_cpus", "num_gpus", "accelerator_type", "resources", "label_selector"
+}  # fmt: skip
+"""Parts of dotted settings."""
 
 
 @dataclass
@@ -45,6 +49,19 @@ class ConfigTree:
         return cls._extended(source, (), [])
 
     @classmethod
+    def of(cls, settings: Mapping[str, Any], source: str) -> ConfigTree:
+        """What `read` gives for a file that holds `settings`.
+
+        Args:
+            settings: nested; their key `extends` may name configs.
+            source: what messages call them.
+
+        Raises:
+            ConfigError: a config that they extend is unreadable.
+        """
+        return cls._over_parents(dict(settings), {}, source, (), [])
+
+    @classmethod
     def _extended(cls, source: str, children: tuple[str, ...], read: list[str]) -> ConfigTree:
         read.append(source)
         if source in children:
@@ -53,6 +70,12 @@ class ConfigTree:
             raise ConfigError(f"`extends` must lead to at most {_MOST_PARENTS} configs in all, but leads to more.")
         shown = redact(source)
         settings, places = _settings(_read(source), shown)
+        return cls._over_parents(settings, places, shown, (*children, source), read)
+
+    @classmethod
+    def _over_parents(
+        cls, settings: dict[str, Any], places: Places, shown: str, children: tuple[str, ...], read: list[str]
+    ) -> ConfigTree:
         extends = settings.pop("extends", [])
         parents = [extends] if isinstance(extends, str) else extends
         if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -61,7 +84,7 @@ class ConfigTree:
             )
         tree = cls(shown, {})
         for parent in parents:
-            inherited = cls._extended(parent, (*children, source), read)
+            inherited = cls._extended(parent, children, read)
             tree = tree.merge(inherited.settings, shown)
             tree.places |= inherited.places
         tree = tree.merge(settings, shown)
@@ -156,6 +179,11 @@ def flatten(config: BaseModel) -> dict[str, str]:
 
     walk("", redacted(config.model_dump(mode="json")))
     return flat
+
+
+def deciding(config: BaseModel) -> dict[str, str]:
+    """`flatten` without what says how a result is called, and where and how it comes about."""
+    return {key: value for key, value in flatten(config).items() if _NOT_DECIDING.isdisjoint(key.split("."))}
 
 
 def config_hash(config: BaseModel) -> str:

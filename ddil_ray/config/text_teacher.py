@@ -13,7 +13,7 @@ from ddil_ray.config.places import Place
 from ddil_ray.config.prepare import PrepareData
 from ddil_ray.config.teacher import Fit, Schedule, TeacherConfig, TeacherTrainer
 
-__all__ = ["Autoencoder", "Text", "TextTeacherConfig", "TextTeacherNetwork", "load_teacher_config"]
+__all__ = ["Autoencoder", "Text", "TextTeacherConfig", "TextTeacherNetwork", "load_teacher_config", "teacher_config"]
 
 
 class Autoencoder(Fit):
@@ -83,6 +83,15 @@ def load_teacher_config(source: str, overrides: Sequence[str] = ()) -> TeacherCo
     tree = ConfigTree.read(source)
     for override in overrides:
         tree.set(override)
+    return teacher_config(tree)
+
+
+def teacher_config(tree: ConfigTree) -> TeacherConfig | TextTeacherConfig:
+    """The config of a teacher, of the class that its `kind` names.
+
+    Raises:
+        ConfigError: invalid.
+    """
     if tree.settings.get("kind") == "text-to-image":
         return tree.validate(TextTeacherConfig)
     return tree.validate(TeacherConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +11,22 @@ from torch import Tensor
 from ddil_ray.diffusion.denoiser import Denoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule, add_noise, expand_to, levels, rho
 
-__all__ = ["TRANSITIONS", "Transition", "ddim_step", "mean_x0", "renoise_step", "sample", "times_between"]
+__all__ = [
+    "TRANSITIONS",
+    "Generators",
+    "Transition",
+    "ddim_step",
+    "fresh_noise",
+    "mean_x0",
+    "renoise_step",
+    "sample",
+    "times_between",
+]
 
-Transition = Callable[[Tensor, Tensor, Tensor, Tensor, NoiseSchedule, torch.Generator | None], Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Of the noise of B rows: one for all of them, one for each, or torch's own."""
+
+Transition = Callable[[Tensor, Tensor, Tensor, Tensor, NoiseSchedule, Generators], Tensor]
 """(x_t, x_0, t, s, schedule, generator) -> x_s: how a sampler uses an x_0 estimate to go from t to s."""
 
 
@@ -41,13 +54,22 @@ def ddim_step(x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor, schedule: NoiseSch
     return (ratio * x_t.double() + (alpha_s - alpha_t * ratio) * x_0.double()).to(x_t.dtype)
 
 
-def renoise_step(x_0: Tensor, s: Tensor, schedule: NoiseSchedule, generator: torch.Generator | None) -> Tensor:
+def fresh_noise(shape: Sequence[int], generator: Generators, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal noise (B, ...), on the CPU: the same seed gives the same noise for every device.
+
+    Of several generators each gives its own row, which is what it gives alone.
+    """
+    if isinstance(generator, Sequence):
+        return torch.stack([torch.randn(*shape[1:], generator=own, dtype=dtype) for own in generator])
+    return torch.randn(*shape, generator=generator, dtype=dtype)
+
+
+def renoise_step(x_0: Tensor, s: Tensor, schedule: NoiseSchedule, generator: Generators) -> Tensor:
     """Multistep consistency step: x_s = alpha_s x_0 + sigma_s z with fresh z; x_0 itself where sigma_s = 0.
 
     Source: Luo et al. 2023, arXiv:2310.04378, algorithm 3.
     """
-    # Drawn on the CPU: the same seed gives the same states on every device.
-    z = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+    z = fresh_noise(x_0.shape, generator, x_0.dtype).to(x_0.device)
     return torch.where(expand_to(s, x_0) == 0, x_0, add_noise(x_0, z, s, schedule))
 
 
@@ -111,7 +133,7 @@ def sample(
     w: Tensor,
     schedule: NoiseSchedule,
     transition: str = "ddim",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Tensor:
     """Run `denoiser` from `noise` (B, ...) down `times` (K + 1,), descending from 1 to 0.
 

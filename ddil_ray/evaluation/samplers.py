@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddil_ray.diffusion.denoiser import BoundaryConditioned, Denoiser, NetworkDenoiser
 from ddil_ray.diffusion.schedule import NoiseSchedule
-from ddil_ray.diffusion.solver import sample
+from ddil_ray.diffusion.solver import Generators, sample
 from ddil_ray.diffusion.timegrid import consistency_grid, uniform_grid
 from ddil_ray.errors import ConfigError
 from ddil_ray.models.latents import LatentCodec
@@ -46,17 +46,25 @@ class Sampler:
         return replace(self, device=device, codec=self.codec.to(device) if self.codec else None)
 
     def __call__(
-        self, noise: Tensor, cond: Tensor, *, seed: int | torch.Generator = 0, batch_size: int = 256
+        self,
+        noise: Tensor,
+        cond: Tensor,
+        *,
+        seed: int | torch.Generator | Sequence[torch.Generator] = 0,
+        batch_size: int = 256,
     ) -> Tensor:
         """(N, C, H, W) images in [-1, 1], on the CPU, from `noise` (N, ...) and conditions `cond` (N,).
 
-        The same for the same seed; a generator goes on where it is, as in diffusers' pipelines.
+        The same for the same seed; a generator goes on where it is, as in diffusers' pipelines. A generator for each
+        row makes it independent of the others.
         """
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        parts = zip(noise.split(batch_size), cond.split(batch_size), strict=True)
-        return torch.cat([self._images(z, c, generator).cpu() for z, c in parts]).clamp(-1, 1)
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+        starts = range(0, len(noise), batch_size)
+        owns = [generator[i : i + batch_size] if isinstance(generator, Sequence) else generator for i in starts]
+        parts = zip(noise.split(batch_size), cond.split(batch_size), owns, strict=True)
+        return torch.cat([self._images(z, c, own).cpu() for z, c, own in parts]).clamp(-1, 1)
 
-    def _images(self, noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+    def _images(self, noise: Tensor, cond: Tensor, generator: Generators) -> Tensor:
         samples = sample(
             self.denoiser,
             noise.to(self.device),

@@ -97,7 +97,20 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["distill", "scale", "train-teacher", "prepare", "sample", "evaluate", "export", "compare", "ablate", "demo"],
+    [
+        "distill",
+        "scale",
+        "train-teacher",
+        "prepare",
+        "sample",
+        "evaluate",
+        "export",
+        "compare",
+        "ablate",
+        "chain",
+        "serve",
+        "demo",
+    ],
 )
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
@@ -117,6 +130,8 @@ def test_every_command_explains_itself(capsys, command):
         ("export", "export"),
         ("compare", "compare"),
         ("ablation", "ablate"),
+        ("chain", "chain"),
+        ("serve", "serve"),
     ],
 )
 def test_every_pipeline_is_its_command(name, command):

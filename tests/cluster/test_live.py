@@ -6,6 +6,7 @@ Nobody gets in there without the token; a job is stopped, goes on, and is resize
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -165,6 +166,26 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_and_is_resized_while_it_runs(
     assert again.process.wait(300) == 0, again.log.read_text()[-5000:]
     assert [n for n, _ in told("loss")] == list(range(2, STEPS + 1, 2))  # no step twice, and none left out
     assert any((run / "student").iterdir())
+
+
+def test_a_pipeline_of_stages_runs_as_one_job(cluster):
+    """Each of its stages connects to the cluster anew."""
+    chain = cluster.folder / "chain"
+    settings = [
+        f"output={chain}",
+        *("baseline=null", "compare=null", "train_teacher.model.block_out_channels=[8,16]"),
+        *("train_teacher.trainer.steps=20", "distill.trainer.steps=20", "distill.evaluation.num_samples=64"),
+        *("distill.evaluation.teacher_steps=8", "distill.shift.enabled=false", "evaluate.evaluation.num_samples=96"),
+    ]
+    done = cluster.shell(f"cluster/submit.sh python pipelines/chain.py digits-chain {shlex.join(settings)}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for stage, file in {
+        "train-teacher": "teacher/model_index.json",
+        "distill": "student/model_index.json",
+        "evaluate": "metrics.json",
+        "export": "model_index.json",
+    }.items():
+        assert len(list(chain.glob(f"digits-chain/digits-chain-{stage}-*/{file}"))) == 1
 
 
 def test_the_last_command_ends_every_process_of_the_cluster(cluster):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ddil_ray.config import (
     AblationConfig,
+    ChainConfig,
     RunConfig,
     TeacherConfig,
     TextTeacherConfig,
@@ -49,6 +50,7 @@ def written(tmp_path):
 def test_presets_load_and_load_again_as_they_are_written(name, written):
     kinds = {
         "ablation/": AblationConfig,
+        "digits-chain": ChainConfig,
         "digits-teacher": TeacherConfig,
         "emoji-teacher": TextTeacherConfig,
         "emoji-prepare": PrepareConfig,

@@ -8,12 +8,26 @@ from commandlines import PROGRAMS, parsed
 from pages import ROOT, blocks, commands, pages
 
 from ddil_ray.ablation.grid import grid_runs
-from ddil_ray.config import AblationConfig, ConfigTree, RunConfig, load_config, load_teacher_config, preset_names
+from ddil_ray.config import (
+    AblationConfig,
+    ChainConfig,
+    ConfigTree,
+    RunConfig,
+    load_config,
+    load_teacher_config,
+    preset_names,
+)
 from ddil_ray.config.prepare import PrepareConfig
 
 CLI = PROGRAMS["ddil-ray"]
 COMMANDS = [command for page in pages() for command in commands(page)]
-KINDS = {"distill": RunConfig, "plan": RunConfig, "evaluate": RunConfig, "prepare": PrepareConfig}
+KINDS = {
+    "distill": RunConfig,
+    "plan": RunConfig,
+    "evaluate": RunConfig,
+    "prepare": PrepareConfig,
+    "chain": ChainConfig,
+}
 
 
 @pytest.fixture
