@@ -20,6 +20,7 @@ from ddil_ray.cli.evaluate import evaluate
 from ddil_ray.cli.export import export
 from ddil_ray.cli.plan import plan
 from ddil_ray.cli.prepare import prepare
+from ddil_ray.cli.register import register
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.scale import scale
 from ddil_ray.cli.train_teacher import train_teacher
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "export": export,
+    "register": register,
     "compare": compare,
     "ablate": ablate,
     "demo": demo,

@@ -44,6 +44,7 @@ def evaluate(
     from ddil_ray.report import write_page
     from ddil_ray.results import (
         classes_of,
+        groups_of,
         new_benchmark,
         save_grids,
         score_parts,
@@ -69,7 +70,8 @@ def evaluate(
         found = measure_on_ray(benchmark, samplers, evaluation_role(recipe.config))
     measured, classes, about = scores_of(found), classes_of(found), benchmark.describe()
     save_grids(found, out / "samples")
-    write_json(out / "metrics.json", {"model": model, "scores": measured, "classes": classes, "about": about})
+    content = {"scores": measured, "classes": classes, "about": about}
+    write_json(out / "metrics.json", {"model": model, **content, "groups": groups_of(found)})
     write_page(
         out / "report.html",
         title=f"Evaluation of {model}",
@@ -77,7 +79,7 @@ def evaluate(
         sections=score_parts(measured, about, out / "samples", classes),
     )
     if as_json:
-        print_json({"scores": measured, "classes": classes, "about": about})
+        print_json(content)
         return
     table = score_table(measured, "Scores")
     print_table(table.caption, table.header, table.rows)
