@@ -33,11 +33,11 @@ def save_pixel_student(folder: Path, *, seed: int = 0, classes: int | None = 10)
 
 
 def finished_run(
-    output: Path, name: str, *, kid: float | None, seed: int = 0, settings: Sequence[str] = (), preset: str = "digits-pd"
+    output: Path, name: str, *, kid: float | None, seed: int = 0, settings: Sequence[str] = ()
 ) -> str:
     """A run whose student, told apart by `seed`, has `kid` to its teacher at one step; None: it was not measured."""
     folder = output / name
-    config = load_config(preset, [f"name={name}", f"output={output}", *settings], kind=RunConfig)
+    config = load_config("digits-pd", [f"name={name}", f"output={output}", *settings], kind=RunConfig)
     save_pixel_student(folder / "student", seed=seed)
     (folder / "config.yaml").write_text(to_yaml(config))
     scores, groups = {}, {}

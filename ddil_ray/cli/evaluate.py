@@ -70,8 +70,8 @@ def evaluate(
         found = measure_on_ray(benchmark, samplers, evaluation_role(recipe.config))
     measured, classes, about = scores_of(found), classes_of(found), benchmark.describe()
     save_grids(found, out / "samples")
-    content = {"scores": measured, "classes": classes, "about": about}
-    write_json(out / "metrics.json", {"model": model, **content, "groups": groups_of(found)})
+    content = {"scores": measured, "classes": classes, "groups": groups_of(found), "about": about}
+    write_json(out / "metrics.json", {"model": model, **content})
     write_page(
         out / "report.html",
         title=f"Evaluation of {model}",

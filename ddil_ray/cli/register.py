@@ -29,9 +29,7 @@ class Metric(str, Enum):
 def register(
     run: Annotated[str, typer.Argument(help="Folder or fsspec URL of a finished run, whose student is taken.")],
     name: Annotated[str, typer.Option(help="Registered model; a version is added where it exists.")],
-    champion: Annotated[bool, typer.Option("--champion", help="Make it the champion if it beats the present one.")] = (
-        False
-    ),
+    champion: Annotated[bool, typer.Option("--champion", help="Make it champion if it is better.")] = False,
     metric: Annotated[Metric | None, typer.Option(help="Score that decides; default: kid_teacher.")] = None,
     uri: Annotated[
         str | None,

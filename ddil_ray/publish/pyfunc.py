@@ -50,7 +50,9 @@ def save_student(path: Path, student: Path, *, steps: int, w: float, about: Mode
         data_path=str(student),
         mlflow_model=about,
         signature=_signature(load_model(str(student)), steps=steps, w=w),
-        pip_requirements=[f"{name}=={d.version}" for name in _NEEDS for d in list(Distribution.discover(name=name))[:1]],
+        pip_requirements=[
+            f"{name}=={found.version}" for name in _NEEDS for found in list(Distribution.discover(name=name))[:1]
+        ],
     )
 
 

@@ -38,8 +38,8 @@ __all__ = ["CHAMPION", "Registered", "Registry", "Student", "registry_of", "stud
 
 CHAMPION = "champion"
 """The alias of the version that `models:/NAME@champion` loads."""
-_KEY, _EVIDENCE = "ddil_ray.student", "ddil_ray.evidence"
-"""Tags of a version: what it holds, as a digest, and what was measured of it."""
+_KIND, _KEY, _EVIDENCE = "ddil_ray", "ddil_ray.student", "ddil_ray.evidence"
+"""Tags: of a name, what is registered there; of a version, a digest of what it holds, and what was measured of it."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,7 @@ class Registry:
             return verdict
 
     def _make(self, name: str) -> None:
+        """See that `name` is there, and that whoever asks may change it: before gigabytes are sent."""
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
@@ -224,6 +225,7 @@ class Registry:
                 ) from error
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        self._client.set_registered_model_tag(name, _KIND, "student")
 
     def _champion(self, name: str) -> ModelVersion | None:
         try:

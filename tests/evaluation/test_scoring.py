@@ -81,8 +81,8 @@ def test_a_group_of_sorted_rows_has_some_of_all():
 def test_few_rows_have_no_groups(data, teacher):
     features, cond = _clusters(2 * GROUPS - 1, seed=2)
     assert Scorer(*data, teacher)(_rows(features, cond)).groups == {}
-    features, cond = _clusters(2 * GROUPS, seed=2)
-    assert set(Scorer(data[0][:5], data[1][:5], teacher)(_rows(features, cond)).groups) == {"kid_teacher", "paired_error"}
+    enough, few_data = _rows(*_clusters(2 * GROUPS, seed=2)), (data[0][:5], data[1][:5])
+    assert set(Scorer(*few_data, teacher)(enough).groups) == {"kid_teacher", "paired_error"}
 
 
 def test_one_class_that_fails_is_seen_in_its_row_alone(data, teacher):

@@ -133,7 +133,7 @@ def test_the_signature_says_what_a_student_takes(loaded, name, columns, params):
         ("neither", {"num_images": [0]}, {}, ConfigError, r"`num_images` must be at least 1 in each row, but is \[0\]"),
         ("neither", {"num_images": [1]}, {"steps": 0}, ConfigError, "`steps` must be at least 1, but is 0 instead"),
         ("classes", {"num_images": [1]}, {"steps": 5}, ConfigError, "`--steps` must be at most 4"),
-        ("classes", {"num_images": [1], "class_label": [10]}, {}, ConfigError, r"`class_label` must be from 0 to 9, but"),
+        ("classes", {"num_images": [1], "class_label": [10]}, {}, ConfigError, "`class_label` must be from 0 to 9"),
     ],
 )
 def test_what_a_student_cannot_have_is_refused(loaded, name, orders, params, error, expected):

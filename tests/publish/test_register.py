@@ -103,7 +103,7 @@ def test_a_server_that_refuses_or_has_no_registry_is_told_apart(capsys, tmp_path
     assert expected in err
 
 
-def test_who_asks_is_taken_from_the_environment_and_stays_there(capsys, tmp_path, monkeypatch, answering):
+def test_who_asks_is_taken_from_the_environment_and_not_shown(capsys, tmp_path, monkeypatch, answering):
     answer, sent = answering
     folder = finished_run(tmp_path, "a", kid=0.01)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", answer(401))
@@ -118,9 +118,8 @@ def test_who_asks_is_taken_from_the_environment_and_stays_there(capsys, tmp_path
     assert sent[-1] == "Bearer a-token-of-a-proxy"
     for code, out, err in (by_name, by_token):
         assert code == 2
-        assert not {PASSWORD, "a-token-of-a-proxy"} & {*out.split("'"), *err.split()}
-    kept = "".join(path.read_text() for path in (tmp_path / "a").iterdir() if path.is_file())
-    assert PASSWORD not in kept
+        assert PASSWORD not in out + err
+        assert "a-token-of-a-proxy" not in out + err
 
 
 def test_the_registry_is_where_the_run_is_tracked_unless_another_is_named(tmp_path):

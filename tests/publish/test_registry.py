@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from commands import run
 from mlflow.server import get_app_client
 from mlflow.tracking import MlflowClient
@@ -61,16 +62,15 @@ def database(tmp_path_factory, s3_endpoint):
 
 @pytest.fixture
 def team(database, s3, monkeypatch):
-    """Ada, who has no keys of the bucket; `s3` and what tells the bucket's files, who has."""
+    """Lets Ada ask, who has no keys of the bucket; gives what tells the names in it, and has them."""
     bucket = boto3.resource("s3").Bucket("bucket")
-    list(bucket.objects.all())  # with its keys, before they go
+    mlflow.set_tracking_uri(None)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADA)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    mlflow.set_tracking_uri(None)
     return lambda: {item.key for item in bucket.objects.all()}
 
 
@@ -109,15 +109,8 @@ def test_a_student_is_registered_once_with_signature_scores_files_and_the_run_th
     assert [column.name for column in loaded.metadata.signature.inputs] == ["num_images", "class_label"]
     images = loaded.predict(pd.DataFrame({"num_images": [20]}), params={"seed": 5})
     local = load_model(f"{folder}/student")
-    in_turn = np.arange(20) % 10
-    expected = draw(local, exported_sampler(local, 1), cond=_tensor(in_turn), seed=5)
+    expected = draw(local, exported_sampler(local, 1), torch.arange(20) % 10, seed=5)
     assert np.array_equal(images, ((expected + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-
-
-def _tensor(array):
-    import torch
-
-    return torch.from_numpy(array)
 
 
 def test_the_alias_moves_to_a_better_student_that_was_measured_alike_and_to_no_other(capsys, tmp_path, database, team):
@@ -158,7 +151,9 @@ def test_the_title_of_a_version_that_others_made_is_not_taken(capsys, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("who", "password"), [("ada", "not her password"), ("nobody", ADA), (None, None)], ids=["password", "name", "nobody"]
+    ("who", "password"),
+    [("ada", "not her password"), ("nobody", ADA), (None, None)],
+    ids=["wrong password", "wrong name", "nobody"],
 )
 def test_who_is_not_known_gets_one_message_and_leaves_nothing(
     capsys, tmp_path, database, team, monkeypatch, who, password
