@@ -14,7 +14,7 @@ from ddil_ray.storage import open_url
 
 __all__ = ["REFLECTED", "FinishedRun", "decides_scores", "read_finished"]
 
-_NOT_THE_ARM = {"name", "seed", "output", "tracking", "checkpoint", "shift", "max_failures", "placement"} | {
+_NOT_THE_ARM = {"name", "output", "tracking", "checkpoint", "shift", "max_failures", "placement"} | {
     "num_actors", "num_cpus", "num_gpus", "accelerator_type", "resources"
 }  # fmt: skip
 """Parts of dotted settings in which runs of one arm may differ: what they are called, and where and how they ran."""
@@ -37,7 +37,8 @@ class FinishedRun:
     @property
     def arm_settings(self) -> dict[str, str]:
         """Dotted settings that make what came out, apart from the seed."""
-        return {k: v for k, v in flatten(self.config).items() if _NOT_THE_ARM.isdisjoint(k.split("."))}
+        settings = flatten(self.config)
+        return {k: v for k, v in settings.items() if k != "seed" and _NOT_THE_ARM.isdisjoint(k.split("."))}
 
 
 def decides_scores(setting: str) -> bool:

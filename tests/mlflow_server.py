@@ -24,9 +24,7 @@ class MlflowServer:
         environment: what it has beside this process's.
     """
 
-    def __init__(
-        self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]

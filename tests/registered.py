@@ -32,9 +32,7 @@ def save_pixel_student(folder: Path, *, seed: int = 0, classes: int | None = 10)
     save_model_folder(folder, model, name="s", description="d", steps=1)
 
 
-def finished_run(
-    output: Path, name: str, *, kid: float | None, seed: int = 0, settings: Sequence[str] = ()
-) -> str:
+def finished_run(output: Path, name: str, *, kid: float | None, seed: int = 0, settings: Sequence[str] = ()) -> str:
     """A run whose student, told apart by `seed`, has `kid` to its teacher at one step; None: it was not measured."""
     folder = output / name
     config = load_config("digits-pd", [f"name={name}", f"output={output}", *settings], kind=RunConfig)

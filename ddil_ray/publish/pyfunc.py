@@ -44,12 +44,14 @@ def save_student(path: Path, student: Path, *, steps: int, w: float, about: Mode
         w: guidance by default, where its network is told any.
         about: what MLflow knows of a model that is logged.
     """
+    signature = _signature(load_model(str(student)), steps=steps, w=w)
     mlflow.pyfunc.save_model(
         str(path),
         loader_module=__name__,
         data_path=str(student),
         mlflow_model=about,
-        signature=_signature(load_model(str(student)), steps=steps, w=w),
+        signature=signature,
+        input_example=_example(signature),
         pip_requirements=[
             f"{name}=={found.version}" for name in _NEEDS for found in list(Distribution.discover(name=name))[:1]
         ],
@@ -71,6 +73,15 @@ def _signature(model: DiffusionModel, *, steps: int, w: float) -> ModelSignature
         channels, size = int(model.codec.vae.config.out_channels), [side * model.codec.pixels for side in size]
     images = TensorSpec(np.dtype(np.uint8), (-1, *size, channels))
     return ModelSignature(Schema(columns), Schema([images]), ParamSchema(params))
+
+
+def _example(signature: ModelSignature) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """An order of one image."""
+    import pandas as pd
+
+    values = {"num_images": 1, "prompt": "a red bird", "class_label": 0}
+    order = pd.DataFrame({column.name: [values[column.name]] for column in signature.inputs})
+    return order, {param.name: param.default for param in signature.params}
 
 
 class StudentModel:

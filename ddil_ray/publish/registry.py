@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
 import time
@@ -30,7 +29,7 @@ from ddil_ray.publish.gate import Evidence, Verdict, evidence_of, judge
 from ddil_ray.publish.pyfunc import save_student
 from ddil_ray.redact import is_redacted, redact
 from ddil_ray.storage import open_url
-from ddil_ray.tracking.mlflow import experiment_of, refused
+from ddil_ray.tracking.mlflow import experiment_of, quiet, refused
 from ddil_ray.training.manifest import FileFacts
 from ddil_ray.training.recipe import Recipe
 
@@ -146,8 +145,7 @@ class Registry:
     def __init__(self, uri: str) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it tries for minutes
         os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # nothing of the working directory goes along
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        quiet()
         self.uri = uri
         try:
             self._client = MlflowClient(uri)
@@ -283,4 +281,3 @@ def _verdict(registered: Registered, evidence: Evidence, champion: ModelVersion 
         return Verdict(False, f"the two cannot be compared: version {champion.version} has no scores of ddil-ray")
     verdict = judge(evidence, Evidence.from_json(measured), score)
     return Verdict(verdict.passes, f"{verdict.reason} (version {champion.version})")
-

@@ -18,13 +18,20 @@ from ddil_ray.redact import redact
 from ddil_ray.tracking.journal import TIME
 from ddil_ray.tracking.tracker import Record, RunInfo
 
-__all__ = ["MlflowTracker", "experiment_of", "refused"]
+__all__ = ["MlflowTracker", "experiment_of", "quiet", "refused"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 _NO_METRICS = ("step", "phase", "total_steps", TIME)
 _KEY = "ddil_ray_key"
 """Tag by which a run is found again."""
+
+
+def quiet() -> None:
+    """Keep MLflow from telling what it does, and from printing addresses of runs among what commands print."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def experiment_of(client: MlflowClient, name: str) -> str:
@@ -68,8 +75,7 @@ class MlflowTracker:
         # would begin a second run, and hold up the end for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(timeout_s))))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        quiet()
         self.uri, self.experiment = uri, experiment
         self._run_id = ""
         self._rounds: list[str] = []

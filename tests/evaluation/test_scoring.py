@@ -58,7 +58,7 @@ def test_asked_scores_are_means_of_their_rows(data, teacher):
 def test_groups_score_as_all_do_on_average_and_pair_up_between_samplers(data, teacher):
     features, cond = _clusters(120, seed=2)
     score = Scorer(*data, teacher)
-    found, shifted = (score(_rows(x, cond, clip=torch.linspace(20, 30, 120))) for x in (features, features + 0.5))
+    found, shifted = (score(_rows(x, cond, clip=torch.linspace(20, 30, 120))) for x in (features, features + 3))
     assert {name: len(values) for name, values in found.groups.items()} == dict.fromkeys(
         ("kid_data", "kid_teacher", "paired_error", "clip_score"), GROUPS
     )
@@ -81,7 +81,7 @@ def test_a_group_of_sorted_rows_has_some_of_all():
 def test_few_rows_have_no_groups(data, teacher):
     features, cond = _clusters(2 * GROUPS - 1, seed=2)
     assert Scorer(*data, teacher)(_rows(features, cond)).groups == {}
-    enough, few_data = _rows(*_clusters(2 * GROUPS, seed=2)), (data[0][:5], data[1][:5])
+    enough, few_data = _rows(*_clusters(2 * GROUPS, seed=2)), (data[0][:10], data[1][:10])
     assert set(Scorer(*few_data, teacher)(enough).groups) == {"kid_teacher", "paired_error"}
 
 

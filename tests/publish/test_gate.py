@@ -79,14 +79,14 @@ def test_two_students_of_one_quality_rarely_change_places():
     """The interval is of 95 %, so one in forty would by chance alone."""
     rng = np.random.default_rng(0)
     moved = 0
-    for _ in range(400):
+    for _ in range(200):
         shared = rng.normal(0, 1, GROUPS)
         own, other = (
             Evidence(4, {"kid_data": 0.0}, {"kid_data": (shared + rng.normal(0, 1, GROUPS)).tolist()}, {})
             for _ in range(2)
         )
         moved += judge(own, other, "kid_data").passes
-    assert 2 <= moved <= 20
+    assert 1 <= moved <= 12
 
 
 def test_evidence_is_read_from_a_run_and_survives_the_registry(tmp_path):
@@ -94,13 +94,16 @@ def test_evidence_is_read_from_a_run_and_survives_the_registry(tmp_path):
     evidence = evidence_of(run, 1)
     assert evidence.scores == {"kid_teacher": 0.01, "frechet_teacher": 1.0}
     assert set(evidence.groups) <= set(GATES)
-    assert evidence.benchmark.items() >= {
-        "evaluation.seed": "1000003",
-        "teacher.model": "builtin:digits",
-        "data.source": "digits",
-        "threshold.mode": "static",
-        "about.features": "64 features",
-    }.items()
+    assert (
+        evidence.benchmark.items()
+        >= {
+            "evaluation.seed": "1000003",
+            "teacher.model": "builtin:digits",
+            "data.source": "digits",
+            "threshold.mode": "static",
+            "about.features": "64 features",
+        }.items()
+    )
     assert Evidence.from_json(evidence.to_json()) == evidence
     assert evidence_of(run, 2) is None
 

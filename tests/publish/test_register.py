@@ -28,7 +28,7 @@ def answering():
     sent = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802 - what http.server calls
+        def do_GET(self):
             sent.append(self.headers.get("Authorization"))
             self.send_error(server.answer)
 

@@ -168,7 +168,7 @@ def test_who_is_not_known_gets_one_message_and_leaves_nothing(
     assert err.startswith(f"Error: `--uri` must be an MLflow server that can be reached, but MLflow at {database.uri}")
     assert "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN" in err
     assert not team()
-    with pytest.raises(ConfigError, match="`tracking.uri` must be reached .* Set MLFLOW_TRACKING_USERNAME and"):
+    with pytest.raises(ConfigError, match=r"`tracking.uri` must be reached .* Set MLFLOW_TRACKING_USERNAME and"):
         TRACKERS["mlflow"](uri=database.uri, experiment="ddil-ray", timeout_s=30.0).check(reach=True)
 
 
