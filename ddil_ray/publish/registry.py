@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -133,7 +134,7 @@ def registry_of(run: FinishedRun, given: str | None) -> str:
 
 
 class Registry:
-    """A registry that was reached.
+    """A registry that was reached, and is MLflow's in this process from then on.
 
     Args:
         uri: MLflow tracking URI; MLFLOW_REGISTRY_URI may name another place for the registry.
@@ -148,6 +149,7 @@ class Registry:
         quiet()
         self.uri = uri
         try:
+            mlflow.set_tracking_uri(uri)  # a database finds the model of a version by no client of ours
             self._client = MlflowClient(uri)
             self._client.search_registered_models(max_results=1)
         except Exception as error:  # of the server, the database or what lies between

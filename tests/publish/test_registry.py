@@ -60,11 +60,16 @@ def database(tmp_path_factory, s3_endpoint):
     server.kill()
 
 
+@pytest.fixture(autouse=True)
+def _no_server_of_before():
+    yield
+    mlflow.set_tracking_uri(None)
+
+
 @pytest.fixture
 def team(database, s3, monkeypatch):
     """Lets Ada ask, who has no keys of the bucket; gives what tells the names in it, and has them."""
     bucket = boto3.resource("s3").Bucket("bucket")
-    mlflow.set_tracking_uri(None)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database.uri)
@@ -97,9 +102,10 @@ def test_a_student_is_registered_once_with_signature_scores_files_and_the_run_th
     assert _register(capsys, folder, "another")["new"] is True
 
     client = MlflowClient(database.uri)
-    (version,) = client.search_model_versions("name = 'one'")
+    assert len(client.search_model_versions("name = 'one'")) == 1
+    version = client.get_model_version("one", "1")
     assert (version.run_id, version.status) == (tracked, "READY")
-    model = client.get_logged_model(version.model_id)
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.key: metric.value for metric in model.metrics} == {"kid_teacher": 0.01, "frechet_teacher": 1.0}
     assert client.get_run(tracked).data.metrics == {"loss": 1.0, "kid_teacher": 0.01, "frechet_teacher": 1.0}
     assert any(key.endswith("data/student/model_index.json") for key in team())
@@ -111,6 +117,19 @@ def test_a_student_is_registered_once_with_signature_scores_files_and_the_run_th
     local = load_model(f"{folder}/student")
     expected = draw(local, exported_sampler(local, 1), torch.arange(20) % 10, seed=5)
     assert np.array_equal(images, ((expected + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def test_without_a_server_students_are_registered_beside_the_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    folder = finished_run(tmp_path / "runs", "a", kid=0.01)
+    TRACKERS["mlflow"](uri=uri, experiment="ddil-ray", timeout_s=30.0).check(reach=True)
+    assert _register(capsys, folder, "one", "--champion")["champion"] is True
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    loaded = mlflow.pyfunc.load_model("models:/one@champion")
+    assert loaded.predict(pd.DataFrame({"num_images": [2]})).shape == (2, 8, 8, 1)
 
 
 def test_the_alias_moves_to_a_better_student_that_was_measured_alike_and_to_no_other(capsys, tmp_path, database, team):
