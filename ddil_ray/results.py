@@ -47,6 +47,7 @@ __all__ = [
     "add_scores",
     "classes_of",
     "export_students",
+    "groups_of",
     "new_benchmark",
     "prompt_parts",
     "run_report",
@@ -64,6 +65,8 @@ Record = dict[str, float]
 Section = tuple[str, Sequence[Part]]
 Scores = dict[str, dict[int, dict[str, float]]]
 """Model (`student`, `teacher`) -> steps -> score by name."""
+Groups = dict[str, dict[int, dict[str, list[float]]]]
+"""Model -> steps -> scores of groups of samples (`evaluation.scoring.Measured.groups`)."""
 Classes = dict[str, dict[int, list[dict[str, Any]]]]
 """Model -> steps -> scores of every class (`evaluation.scoring.ClassScores`)."""
 
@@ -190,6 +193,11 @@ def scores_of(measurements: Measurements) -> Scores:
 def classes_of(measurements: Measurements) -> Classes:
     """The scores by class alone."""
     return {model: {n: m.classes for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
+
+
+def groups_of(measurements: Measurements) -> Groups:
+    """The scores of groups of samples alone."""
+    return {model: {n: m.groups for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
 
 
 def save_grids(measurements: Measurements, folder: Path) -> None:

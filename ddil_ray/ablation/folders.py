@@ -5,39 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ddil_ray.ablation.outcome import Outcome, by_steps
 from ddil_ray.ablation.summary import Study
-from ddil_ray.config import RunConfig, deciding, load_config
-from ddil_ray.errors import ConfigError, first_line
-from ddil_ray.places import check_url
-from ddil_ray.redact import redact
+from ddil_ray.errors import ConfigError
+from ddil_ray.finished import REFLECTED, FinishedRun, decides_scores, read_finished
 from ddil_ray.storage import open_url
 from ddil_ray.tracking.journal import parse_records
 
 __all__ = ["study_of"]
 
-_REFERENCE = ("evaluation.", "teacher.", "data.", "student.guidance")
-"""Settings, by their beginnings, that say what scores are measured against."""
-_FREE = ("evaluation.steps",)
-_REFLECTED = ("threshold.",)
-
 
 @dataclass(frozen=True)
-class _Run:
-    """A finished run."""
+class _Run(FinishedRun):
+    """A finished run, and how it went."""
 
-    url: str
-    config: RunConfig
-    metrics: dict[str, Any]
     records: list[dict[str, float]]
     pictures: dict[str, bytes]
-
-    @property
-    def arm_settings(self) -> dict[str, str]:
-        """Dotted settings that make its arm."""
-        return {key: value for key, value in deciding(self.config).items() if key != "seed"}
 
 
 def study_of(urls: Sequence[str]) -> Study:
@@ -73,35 +57,19 @@ def study_of(urls: Sequence[str]) -> Study:
 
 
 def _read(url: str) -> _Run:
-    check_url(url, "RUN_DIR")
-    try:
-        fs, root = open_url(url)
-        begun, finished = (bool(fs.exists(f"{root}/{name}")) for name in ("config.yaml", "metrics.json"))
-    except Exception as error:  # every filesystem has errors of its own
-        raise ConfigError(f"RUN_DIR must be a folder that can be read, but {url} failed: {first_line(error)}") from None
-    if not begun:
-        raise ConfigError(f"RUN_DIR must be the folder of a run, but {url} has no config.yaml instead.")
-    if not finished:
-        raise ConfigError(
-            f"RUN_DIR must be a finished run, but {url} has no metrics.json. Finish it with `ddil-ray distill "
-            f"--resume {url}`."
-        )
-    metrics = json.loads(fs.cat_file(f"{root}/metrics.json"))
-    if not metrics["scores"]:
-        raise ConfigError(f"RUN_DIR must be an evaluated run, but {url} was run with `evaluation.enabled=false`.")
+    finished = read_finished(url, "RUN_DIR")
+    fs, root = open_url(url)
     journal = f"{root}/metrics.jsonl"
     return _Run(
-        redact(url),
-        load_config(f"{url}/config.yaml", kind=RunConfig),
-        metrics,
-        parse_records(fs.cat_file(journal)) if fs.exists(journal) else [],
-        {p.rpartition("/")[2].removesuffix(".png"): fs.cat_file(p) for p in fs.glob(f"{root}/samples/*.png")},
+        **vars(finished),
+        records=parse_records(fs.cat_file(journal)) if fs.exists(journal) else [],
+        pictures={p.rpartition("/")[2].removesuffix(".png"): fs.cat_file(p) for p in fs.glob(f"{root}/samples/*.png")},
     )
 
 
 def _check_comparable(baseline: _Run, other: _Run) -> None:
     for key, (first, second) in _differing(baseline, other).items():
-        if key.startswith(_REFERENCE) and not key.startswith(_FREE):
+        if decides_scores(key):
             raise ConfigError(
                 f"`{key}` must be the same in all runs, as scores are measured against it, but is {first} in "
                 f"{baseline.url} and {second} in {other.url}. Run one of them again with the other's."
@@ -137,7 +105,7 @@ def _notes(named: dict[str, list[_Run]]) -> list[str]:
         f"{name} and {baseline[0]} differ in `{key}`: each was measured against a teacher of its own threshold."
         for name, arm in others
         for key in _differing(baseline[1][0], arm[0])
-        if key.startswith(_REFLECTED)
+        if key.startswith(REFLECTED)
     ]
 
 

@@ -21,6 +21,7 @@ from ddil_ray.cli.evaluate import evaluate
 from ddil_ray.cli.export import export
 from ddil_ray.cli.plan import plan
 from ddil_ray.cli.prepare import prepare
+from ddil_ray.cli.register import register
 from ddil_ray.cli.sample import sample
 from ddil_ray.cli.scale import scale
 from ddil_ray.cli.serve import serve
@@ -39,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "export": export,
     "serve": serve,
+    "register": register,
     "compare": compare,
     "chain": chain,
     "ablate": ablate,

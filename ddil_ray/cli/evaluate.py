@@ -58,13 +58,21 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
     """Measure `model` on Ray as `config` says, and write metrics.json, report.html and samples into the folder `out`.
 
     Returns:
-        What is in metrics.json: `scores`, `classes`, and what they are `about`.
+        What is in metrics.json: `scores`, `classes`, `groups`, and what they are `about`.
     """
     from ddil_ray.evaluation import exported_sampler
     from ddil_ray.folder import write_json
     from ddil_ray.models.match import load_measured
     from ddil_ray.report import write_page
-    from ddil_ray.results import classes_of, new_benchmark, save_grids, score_parts, scores_of, teacher_samplers
+    from ddil_ray.results import (
+        classes_of,
+        groups_of,
+        new_benchmark,
+        save_grids,
+        score_parts,
+        scores_of,
+        teacher_samplers,
+    )
     from ddil_ray.runtime.cluster import connected, evaluation_role
     from ddil_ray.training.recipe import Recipe
 
@@ -84,6 +92,7 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
     found: dict[str, Any] = {
         "scores": scores_of(measured),
         "classes": classes_of(measured),
+        "groups": groups_of(measured),
         "about": benchmark.describe(),
     }
     save_grids(measured, out / "samples")

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["sample"]
 
 _COLUMNS = 10
-_ROWS, _LATENT_ROWS = 256, 8
-"""Of a network pass, for pixels and for latents, which are large and decoded."""
 
 
 def sample(
@@ -52,7 +50,7 @@ def sample(
     """
     import torch
 
-    from ddil_ray.evaluation import exported_sampler
+    from ddil_ray.evaluation import draw, exported_sampler
     from ddil_ray.models import load_model
     from ddil_ray.report import save_grid
 
@@ -68,9 +66,7 @@ def sample(
     else:
         num = num or 64
         cond = _classes(loaded, prompts, class_label, num)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(num, *loaded.sample_shape, generator=generator)
-    samples = sampler(noise, cond, seed=generator, batch_size=_LATENT_ROWS if loaded.latent else _ROWS)
+    samples = draw(loaded, sampler, cond, seed=seed)
     columns = len(prompts) if 1 < len(prompts) <= _COLUMNS else min(num, _COLUMNS)
     try:
         save_grid(samples, out, columns=columns)

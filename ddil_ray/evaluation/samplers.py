@@ -18,7 +18,10 @@ from ddil_ray.models.latents import LatentCodec
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.objectives.objective import Objective
 
-__all__ = ["Sampler", "exported_sampler", "student_samplers", "teacher_sampler"]
+__all__ = ["Sampler", "draw", "exported_sampler", "student_samplers", "teacher_sampler"]
+
+_ROWS, _LATENT_ROWS = 256, 8
+"""Of a network pass, for pixels and for latents, which are large and decoded."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,10 @@ def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sa
         scaling = float(config.get("timestep_scaling", 10.0))
         denoiser = BoundaryConditioned(denoiser, model.schedule, timestep_scaling=scaling)
     return Sampler(denoiser, model.schedule, consistency_grid(grid, steps), "renoise", w, codec=model.codec)
+
+
+def draw(model: DiffusionModel, sampler: Sampler, cond: Tensor, *, seed: int) -> Tensor:
+    """(N, C, H, W) images in [-1, 1] of conditions `cond` (N,), those that the pipeline of `model` makes of `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(cond), *model.sample_shape, generator=generator)
+    return sampler(noise, cond, seed=generator, batch_size=_LATENT_ROWS if model.latent else _ROWS)

@@ -13,10 +13,13 @@ from ddil_ray.evaluation.maker import SampleRows
 from ddil_ray.evaluation.metrics import FrechetTo, kernel_distance, vendi_score
 from ddil_ray.evaluation.neighbours import NEIGHBOURS, Manifold
 
-__all__ = ["MANIFOLD_ROWS", "ClassScores", "Measured", "Scorer"]
+__all__ = ["GROUPS", "MANIFOLD_ROWS", "ClassScores", "Measured", "Scorer"]
 
 MANIFOLD_ROWS = 10_000
 """Rows of either side that neighbours are counted among, as is usual; the work grows with their product."""
+
+GROUPS = 10
+"""Groups of samples that are scored apart, so that two samplers of the same noises can be compared group by group."""
 
 ClassScores = dict[str, Any]
 """Scores of one class: class, prompt (where given), count, paired_error, and where there are rows enough precision,
@@ -32,6 +35,10 @@ class Measured:
     paired_error; lpips_diversity and clip_score where asked for."""
     classes: list[ClassScores]
     """By class id; empty without labels."""
+    groups: dict[str, list[float]]
+    """Of `GROUPS` groups of the samples, against as many parts of the references, the scores that few rows have on
+    average as all do: kid_data, kid_teacher, paired_error, clip_score. Left out where a group had less than two rows.
+    """
     first: Tensor
     """(F, C, H, W) first samples."""
 
@@ -62,7 +69,21 @@ class Scorer:
         scores |= {"vendi": vendi_score(features), "paired_error": float(rows.paired_error.mean())}
         asked = {"lpips_diversity": rows.lpips, "clip_score": rows.clip}
         scores |= {name: float(values.double().mean()) for name, values in asked.items() if len(values)}
-        return Measured(scores, [self._class_scores(c, rows) for c in self._classes], rows.first)
+        return Measured(scores, [self._class_scores(c, rows) for c in self._classes], self._groups(rows), rows.first)
+
+    def _groups(self, rows: SampleRows) -> dict[str, list[float]]:
+        features = _parts(rows.features)
+        groups = {
+            f"kid_{name}": [kernel_distance(*pair) for pair in zip(_parts(real), features, strict=True)]
+            for name, real in self._references.items()
+            if min(len(real), len(rows.features)) >= 2 * GROUPS
+        }
+        means = {"paired_error": rows.paired_error, "clip_score": rows.clip}
+        return groups | {
+            name: [float(part.double().mean()) for part in _parts(values)]
+            for name, values in means.items()
+            if len(values) >= 2 * GROUPS
+        }
 
     def _class_scores(self, class_id: int, rows: SampleRows) -> ClassScores:
         mine = rows.cond == class_id
@@ -77,6 +98,12 @@ class Scorer:
         if min(scores["count"], len(self._classes[class_id])) > 1:
             scores["kid_data"] = kernel_distance(self._classes[class_id], rows.features[mine])
         return scores
+
+
+def _parts(rows: Tensor) -> list[Tensor]:
+    """`rows` in `GROUPS` parts, the same of everything that is as long; shuffled, as data often comes sorted."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return list(rows[order].tensor_split(GROUPS))
 
 
 def _spread(features: Tensor, rows: int) -> Tensor:

@@ -21,13 +21,13 @@ __all__ = ["DTYPES", "check_target", "copy_folder", "pipeline_folder"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def pipeline_folder(spec: str) -> Path:
-    """The pipeline folder that `spec` names, or the student of the run folder that it names.
+def pipeline_folder(spec: str, field: str = "MODEL") -> Path:
+    """The pipeline folder that `spec`, given as `field`, names, or the student of the run folder that it names.
 
     Raises:
         ConfigError: neither.
     """
-    check_url(spec, "MODEL")
+    check_url(spec, field)
     from ddil_ray.storage import open_url
 
     try:
@@ -38,7 +38,7 @@ def pipeline_folder(spec: str) -> Path:
     folder = local_folder(f"{spec.rstrip('/')}/student" if student else spec)
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
-            f"MODEL must be a run folder with a student, or a diffusers pipeline folder, but {spec} has no "
+            f"{field} must be a run folder with a student, or a diffusers pipeline folder, but {spec} has no "
             "model_index.json. The student of a factory is one safetensors file: copy it as it is."
         )
     return folder

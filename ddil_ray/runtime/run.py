@@ -329,6 +329,7 @@ def _results(
         add_scores,
         classes_of,
         export_students,
+        groups_of,
         new_benchmark,
         run_report,
         samplers_of,
@@ -338,19 +339,19 @@ def _results(
     from ddil_ray.runtime.evaluation import measure_on_ray
 
     export_students(recipe, made, rounds, folder.local)
-    grids, measured, classes, about = folder.local / "samples", {}, {}, {}
+    grids, measured, classes, groups, about = folder.local / "samples", {}, {}, {}, {}
     if recipe.config.evaluation.enabled:
         benchmark = benchmark or new_benchmark(recipe, made)
         about = benchmark.describe()
         found = measure_on_ray(benchmark, samplers_of(recipe, made, rounds), recipe.config.evaluation)
-        measured, classes = scores_of(found), classes_of(found)
+        measured, classes, groups = scores_of(found), classes_of(found), groups_of(found)
         save_grids(found, grids)
         add_scores(recipe, made, rounds, measured, about, folder.local)
     records = read_journal(folder.local / "metrics.jsonl")
     last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
     shift: dict[str, float] = next((r for r in reversed(records) if "rollout/nonfinite" in r), {})
-    content = {"scores": measured, "classes": classes, "about": about, "training": last, "shift": shift}
-    write_json(folder.local / "metrics.json", content)
+    content = {"scores": measured, "classes": classes, "groups": groups, "about": about}
+    write_json(folder.local / "metrics.json", {**content, "training": last, "shift": shift})
     run_report(
         folder.local / "report.html",
         recipe=recipe,

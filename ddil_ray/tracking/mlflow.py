@@ -1,4 +1,4 @@
-"""Tracking in MLflow, on sqlite or a server; the only importer of MLflow."""
+"""Tracking in MLflow, on sqlite or a server; the only importer of MLflow beside the model registry (`publish`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,47 @@ from ddil_ray.redact import redact
 from ddil_ray.tracking.journal import TIME
 from ddil_ray.tracking.tracker import Record, RunInfo
 
-__all__ = ["MlflowTracker"]
+__all__ = ["MlflowTracker", "experiment_of", "quiet", "refused"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 _NO_METRICS = ("step", "phase", "total_steps", TIME)
 _KEY = "ddil_ray_key"
 """Tag by which a run is found again."""
+
+
+def quiet() -> None:
+    """Keep MLflow from telling what it does, and from printing addresses of runs among what commands print."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def experiment_of(client: MlflowClient, name: str) -> str:
+    """Id of the experiment `name`, which is made if there is none.
+
+    Beside a sqlite file its artifacts go to the same folder, not to the working directory.
+    """
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    artifacts, uri = None, client.tracking_uri
+    if uri.startswith("sqlite:///"):
+        artifacts = Path(uri.removeprefix("sqlite:///")).resolve().parent.joinpath("mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def refused(error: Exception) -> str | None:
+    """What to do about an answer of MLflow to somebody it does not know, or who may not do that; None of others."""
+    code = getattr(error, "error_code", None)
+    if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        return (
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to those of somebody "
+            "it knows."
+        )
+    if code == "PERMISSION_DENIED":
+        return "Ask whoever administers it for permission, or set MLFLOW_TRACKING_USERNAME to somebody who has it."
+    return None
 
 
 class MlflowTracker:
@@ -41,8 +75,7 @@ class MlflowTracker:
         # would begin a second run, and hold up the end for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(timeout_s))))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        quiet()
         self.uri, self.experiment = uri, experiment
         self._run_id = ""
         self._rounds: list[str] = []
@@ -62,18 +95,19 @@ class MlflowTracker:
                     f"`tracking.uri` must be an address that MLflow knows, such as http://host:5000 or "
                     f"sqlite:////path/mlflow.db, but is {self.uri!r} instead ({first_line(error)})."
                 ) from error
+            advice = refused(error) or (
+                "Start the server, or set `tracking.required=false`: records then wait for it on disk."
+            )
             raise ConfigError(
                 f"`tracking.uri` must be reached before the run starts, as `tracking.required` says, but "
-                f"{self.look()} failed: {first_line(error)}. Start the server, or set `tracking.required=false`: "
-                "records then wait for it on disk."
+                f"{self.look()} failed: {first_line(error)}. {advice}"
             ) from error
 
     def open(self, run: RunInfo, state: dict[str, Any]) -> None:
         """See `Tracker.open`."""
         self._client = MlflowClient(self.uri)
         if "run_id" not in state:
-            experiment = self._client.get_experiment_by_name(self.experiment)
-            experiment_id = experiment.experiment_id if experiment else self._new_experiment()
+            experiment_id = experiment_of(self._client, self.experiment)
             run_id = self._begun(experiment_id, state["key"], run.name, run.tags)
             tags = {**run.tags, "mlflow.parentRunId": run_id}
             rounds = [
@@ -95,14 +129,6 @@ class MlflowTracker:
         found = self._client.search_runs([experiment_id], f"tags.{_KEY} = '{key}'", max_results=1)
         run = found[0] if found else self._client.create_run(experiment_id, tags={**tags, _KEY: key}, run_name=name)
         return str(run.info.run_id)
-
-    def _new_experiment(self) -> str:
-        """Beside a sqlite file its artifacts go to the same folder, not to the working directory."""
-        artifacts = None
-        if self.uri.startswith("sqlite:///"):
-            artifacts = Path(self.uri.removeprefix("sqlite:///")).resolve().parent.joinpath("mlartifacts").as_uri()
-        experiment_id: str = self._client.create_experiment(self.experiment, artifact_location=artifacts)
-        return experiment_id
 
     def log(self, records: Sequence[Record]) -> None:
         """See `Tracker.log`. MLflow keeps a metric once that it gets twice, of the same time."""

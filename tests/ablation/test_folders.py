@@ -56,6 +56,7 @@ def test_arms_with_teachers_of_other_thresholds_are_compared_with_a_note(folder)
         ({"finished": False}, r"must be a finished run, but .*other has no metrics.json.*--resume"),
         ({"scores": False}, r"must be an evaluated run, but .*other was run with `evaluation.enabled=false`"),
         ({"evaluation": {"enabled": True, "num_samples": 64}}, r"`evaluation.num_samples` must be the same.*is 32 in"),
+        ({"evaluation": {"enabled": True, "num_samples": 32, "seed": 5}}, r"`evaluation.seed` must be the same"),
         ({"teacher": {"guidance": 2.0}}, r"`teacher.guidance` must be the same in all runs"),
         ({"seed": 1}, r"must name runs of two arms"),
         ({"seed": 1, "states": FORWARD}, r"`seed` must be one that the baseline has too, but is 1"),

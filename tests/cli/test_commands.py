@@ -10,6 +10,8 @@ from commands import run as _run
 from PIL import Image
 from studies import write_run
 
+from ddil_ray.evaluation.scoring import GROUPS
+
 FAST_TEACHER = ["model.block_out_channels=[8,16]", "trainer.steps=3", "trainer.batch_size=16"]
 
 
@@ -87,6 +89,7 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
     scores = found["scores"]
     assert set(scores) == {"model", "teacher"}
     assert [row["class"] for row in found["classes"]["model"]["2"]] == list(range(10))
+    assert {len(values) for values in found["groups"]["model"]["2"].values()} == {GROUPS}
     assert set(scores["model"]["2"]) >= {"frechet_data", "frechet_teacher", "coverage", "paired_error"}
     page = (tmp_path / "evaluation" / "report.html").read_text()
     assert "data:image/png;base64," in page
@@ -98,18 +101,8 @@ def test_a_teacher_is_trained_sampled_and_evaluated(capsys, run_dir, tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        "distill",
-        "scale",
-        "train-teacher",
-        "prepare",
-        "sample",
-        "evaluate",
-        "export",
-        "compare",
-        "ablate",
-        "chain",
-        "serve",
-        "demo",
+        *("distill", "scale", "train-teacher", "prepare", "sample", "evaluate", "export", "register", "compare"),
+        *("ablate", "chain", "serve", "demo"),
     ],
 )
 def test_every_command_explains_itself(capsys, command):
@@ -128,6 +121,7 @@ def test_every_command_explains_itself(capsys, command):
         ("sample", "sample"),
         ("evaluate", "evaluate"),
         ("export", "export"),
+        ("register", "register"),
         ("compare", "compare"),
         ("ablation", "ablate"),
         ("chain", "chain"),

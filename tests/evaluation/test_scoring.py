@@ -8,7 +8,7 @@ import torch
 from ddil_ray.evaluation.maker import SampleRows
 from ddil_ray.evaluation.metrics import frechet_distance, kernel_distance
 from ddil_ray.evaluation.neighbours import prdc
-from ddil_ray.evaluation.scoring import Scorer
+from ddil_ray.evaluation.scoring import GROUPS, Scorer, _parts
 
 EMPTY = torch.zeros(0)
 
@@ -53,6 +53,36 @@ def test_asked_scores_are_means_of_their_rows(data, teacher):
     scores = Scorer(*data, teacher)(rows).scores
     assert scores["clip_score"] == pytest.approx(25)
     assert scores["lpips_diversity"] == pytest.approx(0.2)
+
+
+def test_groups_score_as_all_do_on_average_and_pair_up_between_samplers(data, teacher):
+    features, cond = _clusters(120, seed=2)
+    score = Scorer(*data, teacher)
+    found, shifted = (score(_rows(x, cond, clip=torch.linspace(20, 30, 120))) for x in (features, features + 3))
+    assert {name: len(values) for name, values in found.groups.items()} == dict.fromkeys(
+        ("kid_data", "kid_teacher", "paired_error", "clip_score"), GROUPS
+    )
+    for name in ("paired_error", "clip_score"):
+        assert sum(found.groups[name]) / GROUPS == pytest.approx(found.scores[name])
+        assert found.groups[name] == shifted.groups[name]  # of the same rows
+    for name in ("kid_data", "kid_teacher"):
+        pairs = list(zip(found.groups[name], shifted.groups[name], strict=True))
+        assert all(far > near for near, far in pairs)
+        mean, error = torch.tensor([far for _, far in pairs]).mean(), torch.tensor([far for _, far in pairs]).std()
+        assert abs(float(mean) - shifted.scores[name]) < float(error)
+
+
+def test_a_group_of_sorted_rows_has_some_of_all():
+    parts = _parts(torch.arange(100).repeat_interleave(10))
+    assert [len(part) for part in parts] == [100] * GROUPS
+    assert all(part.unique().numel() > 50 for part in parts)
+
+
+def test_few_rows_have_no_groups(data, teacher):
+    features, cond = _clusters(2 * GROUPS - 1, seed=2)
+    assert Scorer(*data, teacher)(_rows(features, cond)).groups == {}
+    enough, few_data = _rows(*_clusters(2 * GROUPS, seed=2)), (data[0][:10], data[1][:10])
+    assert set(Scorer(*few_data, teacher)(enough).groups) == {"kid_teacher", "paired_error"}
 
 
 def test_one_class_that_fails_is_seen_in_its_row_alone(data, teacher):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from faulty_proxy import Faulty
 from mlflow.tracking import MlflowClient
+from mlflow_server import MlflowServer
 from runs import small_run
 
 from ddil_ray.errors import ConfigError
@@ -75,47 +70,12 @@ def uri(empty_database, tmp_path):
     return f"sqlite:///{tmp_path}/m.db"
 
 
-class _Server:
-    """`mlflow server` on sqlite, which can be killed and started again at the same port."""
-
-    def __init__(self, folder):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self):
-        command = [
-            Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", f"sqlite:///{self._folder}/m.db",
-            "--artifacts-destination", str(self._folder / "artifacts"), "--port", str(self.port), "--workers", "1",
-        ]  # fmt: skip
-        self._process = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        )  # fmt: skip
-        _until(self._answers, 150)
-
-    def _answers(self):
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def kill(self):
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture(scope="module")
 def database(empty_database, tmp_path_factory):
     """A server."""
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(empty_database, folder / "m.db")
-    server = _Server(folder)
+    server = MlflowServer(folder)
     server.start()
     yield server
     server.kill()
@@ -124,7 +84,7 @@ def database(empty_database, tmp_path_factory):
 @pytest.fixture
 def server(database):
     """A server that runs, without experiments of other tests."""
-    if database._process is None:
+    if not database.runs:
         database.start()
     client = MlflowClient(database.uri)
     old = client.get_experiment_by_name("tests")
