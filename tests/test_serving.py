@@ -165,6 +165,7 @@ def test_a_student_that_cannot_be_served_is_told_before_anything_starts(capsys, 
         ([tmp_path], "MODEL must be a run folder with a student"),
         ([digits, "--steps", 51], "`--steps` must be at most 50 for this consistency student, but is 51"),
         ([digits, "--guidance", 2], "`--guidance` must be 0 for this consistency student"),
+        ([digits, "--max-ongoing", 4], "`--max-ongoing` must be at least `--max-batch` (8)"),
     ):
         code, out, err = run(capsys, "serve", *arguments)
         assert code == 2

@@ -48,6 +48,10 @@ def serve(
 
     `ddil-ray serve s3://bucket/exports/sd15-lcm --replicas 4 --num-gpus 0.5 --max-batch 4 --port 9000`
     """
+    if max_ongoing is not None and max_ongoing < max_batch:
+        raise ConfigError(
+            f"`--max-ongoing` must be at least `--max-batch` ({max_batch}), or no batch is ever full, but is {max_ongoing}."
+        )
     _check_installed()
 
     from ddil_ray.config import Role
