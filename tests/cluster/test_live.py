@@ -104,6 +104,7 @@ def test_a_clone_comes_to_a_student_by_six_commands_of_the_readme(cluster):
     assert 3 < len(commands) <= 6
     assert re.search(r"0\.\d\d MB to upload", said)
     assert re.search(r"Job '\S+' succeeded", said)
+    assert "did not reach the tracker" not in said
     (student,) = re.findall(r"`runs/(\S+)/student`", (ROOT / "README.md").read_text())[:1]
     for made in ("student/model_index.json", "report.html"):
         assert (cluster.clone / "runs" / student / made).stat().st_size > 0
