@@ -57,7 +57,7 @@ def evidence_of(run: FinishedRun, steps: int) -> Evidence | None:
     return Evidence(steps, scores, groups, settings | about)
 
 
-def judge(student: Evidence, champion: Evidence, score: str) -> Verdict:
+def judge(student: Evidence, champion: Evidence | None, score: str) -> Verdict:
     """Whether `student` is better than `champion` by `score`, and by more than chance explains.
 
     Both were measured from the same noises, so their scores are compared group by group of these: the student passes
@@ -66,9 +66,12 @@ def judge(student: Evidence, champion: Evidence, score: str) -> Verdict:
 
     Args:
         student: the one that would be champion.
-        champion: the present one.
+        champion: the present one; without one, a student passes that others can be compared with.
         score: one of `GATES`.
     """
+    if champion is None:
+        lacking = _lacking("it", student, score)
+        return Verdict(lacking is None, f"there was no champion{'' if lacking is None else f', but {lacking}'}")
     unlike = _unlike(student, champion, score)
     if unlike is not None:
         return Verdict(False, f"the two cannot be compared: {unlike}")
@@ -93,13 +96,16 @@ def _unlike(student: Evidence, champion: Evidence, score: str) -> str | None:
         own, other = (of.benchmark.get(key, "unset") for of in (student, champion))
         if own != other:
             return f"`{key}` was {own} where it was measured, and {other} where the champion was"
-    for who, evidence in (("it", student), ("the champion", champion)):
-        if len(evidence.groups.get(score, ())) != GROUPS:
-            return (
-                f"{who} has no {score} by groups of samples, which takes `evaluation.num_samples` of at least "
-                f"{2 * GROUPS}, and for kid_data data, for clip_score `evaluation.clip`"
-            )
-    return None
+    return _lacking("it", student, score) or _lacking("the champion", champion, score)
+
+
+def _lacking(who: str, evidence: Evidence, score: str) -> str | None:
+    if len(evidence.groups.get(score, ())) == GROUPS:
+        return None
+    return (
+        f"{who} has no {score} by groups of samples, which takes `evaluation.num_samples` of at least {2 * GROUPS}, "
+        "and for kid_data data, for clip_score `evaluation.clip`"
+    )
 
 
 def _shown(difference: Interval) -> str:

@@ -190,7 +190,7 @@ class Registry:
         key = student.key
         with self._asking(f"Registering {name}"):
             self._make(name)
-            same = f"name = '{name}' and tag.`{_KEY}` = '{key}'"
+            same = f"name = \"{name}\" and tag.`{_KEY}` = '{key}'"
             found = self._client.search_model_versions(same, max_results=1)
             if found:
                 return Registered(name, str(found[0].version), new=False)
@@ -275,7 +275,7 @@ class Registry:
 
 def _verdict(registered: Registered, evidence: Evidence, champion: ModelVersion | None, score: str) -> Verdict:
     if champion is None:
-        return Verdict(True, "there was no champion")
+        return judge(evidence, None, score)
     if str(champion.version) == registered.version:
         return Verdict(True, "it is the champion already")
     measured = champion.tags.get(_EVIDENCE)

@@ -10,7 +10,7 @@ from registered import finished_run, group_scores
 
 from ddil_ray.evaluation.scoring import GROUPS
 from ddil_ray.finished import read_finished
-from ddil_ray.publish.gate import GATES, Evidence, evidence_of, judge
+from ddil_ray.publish.gate import GATES, Evidence, Verdict, evidence_of, judge
 
 
 def _evidence(mean, *, seed, score="kid_teacher"):
@@ -73,6 +73,16 @@ def test_students_that_were_not_measured_alike_are_not_compared(change, reason):
     assert not verdict.passes
     assert verdict.reason.startswith(f"the two cannot be compared: {reason}")
     assert not judge(champion, other, "kid_teacher").passes
+
+
+def test_the_first_champion_must_be_one_that_others_can_be_compared_with():
+    first = _evidence(0.012, seed=1)
+    assert judge(first, None, "kid_teacher") == Verdict(True, "there was no champion")
+    verdict = judge(first, None, "clip_score")
+    assert not verdict.passes
+    assert verdict.reason.startswith(
+        "there was no champion, but it has no clip_score by groups of samples, which takes"
+    )
 
 
 def test_two_students_of_one_quality_rarely_change_places():

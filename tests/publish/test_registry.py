@@ -125,10 +125,10 @@ def test_without_a_server_students_are_registered_beside_the_runs(capsys, tmp_pa
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
     folder = finished_run(tmp_path / "runs", "a", kid=0.01)
     TRACKERS["mlflow"](uri=uri, experiment="ddil-ray", timeout_s=30.0).check(reach=True)
-    assert _register(capsys, folder, "one", "--champion")["champion"] is True
+    assert [_register(capsys, folder, "ada's", "--champion")["new"] for _ in range(2)] == [True, False]
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    loaded = mlflow.pyfunc.load_model("models:/one@champion")
+    loaded = mlflow.pyfunc.load_model("models:/ada's@champion")
     assert loaded.predict(pd.DataFrame({"num_images": [2]})).shape == (2, 8, 8, 1)
 
 
