@@ -125,7 +125,7 @@ class RunMetrics:
         for record in records:
             for metric, tags, value in self.read(record):
                 if metric.counts is None:
-                    self._gauges[metric.name, *tags.values()] = metric, tags, value
+                    self._gauges[(metric.name, *tags.values())] = metric, tags, value
                 else:
                     self._of(metric, Counter).inc(value, tags)
         for metric, tags, value in self._gauges.values():
