@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from clusters import CLUSTER
 
@@ -49,7 +51,9 @@ def node(tmp_path):
 
 
 def alive(pid):
-    return Path(f"/proc/{pid}").exists()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE  # ended, and not yet taken note of
+    return False
 
 
 def test_a_node_starts_in_the_background_once_it_runs(node, tmp_path):
