@@ -285,7 +285,7 @@ def test_a_whole_pipeline_goes_on_after_a_signal_and_does_what_is_missing(capsys
         train_teacher={**TEACHER, "trainer": {"steps": 30, "batch_size": 32}},
         distill={
             "extends": "digits-lcm",
-            "trainer": {"steps": 200, "batch_size": 16},
+            "trainer": {"steps": 100, "batch_size": 16},
             "checkpoint": {"every": 5},
             "shift": {"enabled": False},
             "tracking": {"tracker": "none", "log_every": 1},

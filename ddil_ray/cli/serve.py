@@ -51,7 +51,7 @@ def serve(
     if max_ongoing is not None and max_ongoing < max_batch:
         raise ConfigError(
             f"`--max-ongoing` must be at least `--max-batch` ({max_batch}), or no batch is ever full, but is "
-            f"{max_ongoing}."
+            f"{max_ongoing} instead."
         )
     _check_installed()
 
