@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -49,7 +50,10 @@ def node(tmp_path):
 
 
 def alive(pid):
-    return Path(f"/proc/{pid}").exists()
+    """Whether it runs: one that has ended has no command line, while its parent has not asked for its end."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    return False
 
 
 def test_a_node_starts_in_the_background_once_it_runs(node, tmp_path):
