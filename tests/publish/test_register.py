@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import mlflow
 import pytest
 from commands import run
 from registered import finished_run
@@ -21,8 +20,6 @@ def _nobody(monkeypatch):
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    yield
-    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture

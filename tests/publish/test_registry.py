@@ -60,12 +60,6 @@ def database(tmp_path_factory, s3_endpoint):
     server.kill()
 
 
-@pytest.fixture(autouse=True)
-def _no_server_of_before():
-    yield
-    mlflow.set_tracking_uri(None)
-
-
 @pytest.fixture
 def team(database, s3, monkeypatch):
     """Lets Ada ask, who has no keys of the bucket; gives what tells the names in it, and has them."""
