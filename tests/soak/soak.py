@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--still", type=Path, help="soak.json of a run of as many steps, whose undisturbed part is taken")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     settings = [
@@ -276,8 +277,11 @@ def main() -> None:
         "tracking.tracker=none",
     ]
     config = load_config("digits-pd", settings, kind=RunConfig)
-    bound, found = Recipe(config).ingredients().max_staleness, {}
+    bound = Recipe(config).ingredients().max_staleness
+    found = {"undisturbed": json.loads(args.still.read_text())["undisturbed"]} if args.still else {}
     for name, kinds in (("undisturbed", []), ("disturbed", args.kinds)):
+        if name in found:
+            continue
         run = Run(args.output.resolve(), f"{name}-{args.seed}-{time.time_ns()}", settings)
         story = follow(run, kinds=kinds, every_s=tuple(args.every), seed=args.seed)
         records = run.records()
