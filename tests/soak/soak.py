@@ -266,7 +266,9 @@ def main() -> None:
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--still", type=Path, help="soak.json of a run of as many steps, whose undisturbed part is taken")
+    parser.add_argument(
+        "--still", type=Path, help="soak.json of a run of as many steps, whose undisturbed part is taken"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     settings = [
