@@ -80,8 +80,8 @@ class Story:
 class Run:
     """The command, started again with `--resume` when it was killed."""
 
-    def __init__(self, folder: Path, name: str, settings: Sequence[str]) -> None:
-        self.folder, self._settings = folder / name, [*settings, f"output={folder}", f"name={name}"]
+    def __init__(self, folder: Path, name: str, overrides: Sequence[str]) -> None:
+        self.folder, self._settings = folder / name, [*overrides, f"output={folder}", f"name={name}"]
         self._log = (folder / f"{name}.log").open("a")
         self._start("distill", "digits-pd", *self._settings)
 
@@ -258,6 +258,38 @@ def frechet(folder: Path) -> float:
     return sum(distances) / len(distances)
 
 
+def settings(steps: int) -> list[str]:
+    """Of the run of digits-pd that is soaked, with `steps` updates per round."""
+    return [
+        f"trainer.steps={steps}",
+        "trainer.max_failures=1000",
+        "checkpoint.every=10",
+        f"tracking.log_every={LOG_EVERY}",
+        "tracking.tracker=none",
+    ]
+
+
+def soaked(
+    folder: Path, name: str, *, steps: int, kinds: Sequence[str], every_s: tuple[float, float], seed: int
+) -> Any:
+    """Go through a run, and say what is broken: its `Story` and `figures`."""
+    config = load_config("digits-pd", settings(steps), kind=RunConfig)
+    run = Run(folder.resolve(), f"{name}-{seed}-{time.time_ns()}", settings(steps))
+    story = follow(run, kinds=kinds, every_s=every_s, seed=seed)
+    records, bound = run.records(), Recipe(config).ingredients().max_staleness
+    story.broken += broken_in(records, bound=bound, reuse=config.replay.reuse)
+    figures = {
+        "seconds": story.seconds,
+        "goodput": useful_s(records, batch_size=config.trainer.batch_size) / max(story.seconds, 1.0),
+        "memory_grown": grown(story.memory),
+        "frechet": frechet(run.folder) if not story.broken else float("nan"),
+    }
+    if figures["memory_grown"] > GROWN:
+        story.broken.append(f"Memory grew {figures['memory_grown']:.2f} times.")
+    print(f"{name}: {figures}", recovery(story.kills), *story.broken, sep="\n  ", flush=True)
+    return {"figures": figures, **asdict(story)}
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -266,38 +298,13 @@ def main() -> None:
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument(
-        "--still", type=Path, help="soak.json of a run of as many steps, whose undisturbed part is taken"
-    )
+    parser.add_argument("--still", type=Path, help="soak.json of as many steps, whose undisturbed part is taken")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    settings = [
-        f"trainer.steps={args.steps}",
-        "trainer.max_failures=1000",
-        "checkpoint.every=10",
-        f"tracking.log_every={LOG_EVERY}",
-        "tracking.tracker=none",
-    ]
-    config = load_config("digits-pd", settings, kind=RunConfig)
-    bound = Recipe(config).ingredients().max_staleness
-    found = {"undisturbed": json.loads(args.still.read_text())["undisturbed"]} if args.still else {}
-    for name, kinds in (("undisturbed", []), ("disturbed", args.kinds)):
-        if name in found:
-            continue
-        run = Run(args.output.resolve(), f"{name}-{args.seed}-{time.time_ns()}", settings)
-        story = follow(run, kinds=kinds, every_s=tuple(args.every), seed=args.seed)
-        records = run.records()
-        story.broken += broken_in(records, bound=bound, reuse=config.replay.reuse)
-        figures = {
-            "seconds": story.seconds,
-            "goodput": useful_s(records, batch_size=config.trainer.batch_size) / max(story.seconds, 1.0),
-            "memory_grown": grown(story.memory),
-            "frechet": frechet(run.folder) if not story.broken else float("nan"),
-        }
-        if figures["memory_grown"] > GROWN:
-            story.broken.append(f"Memory grew {figures['memory_grown']:.2f} times.")
-        found[name] = {"figures": figures, **asdict(story)}
-        print(f"{name}: {figures}", recovery(story.kills), *story.broken, sep="\n  ", flush=True)
+    how = {"steps": args.steps, "every_s": tuple(args.every), "seed": args.seed}
+    before = json.loads(args.still.read_text()) if args.still else {}
+    found = {"undisturbed": before.get("undisturbed") or soaked(args.output, "undisturbed", kinds=[], **how)}
+    found["disturbed"] = soaked(args.output, "disturbed", kinds=args.kinds, **how)
     still, stirred = (found[name]["figures"] for name in ("undisturbed", "disturbed"))
     if not stirred["frechet"] <= WORSE * still["frechet"]:
         found["disturbed"]["broken"].append("The student is worse than that of the undisturbed run.")
