@@ -43,9 +43,7 @@ def evaluate(
     from ddil_ray.config import RunConfig, load_config
     from ddil_ray.results import score_table
 
-    found = measure(
-        model, load_config(config, overrides or [], kind=RunConfig), writable(out, "--out"), verbose=verbose
-    )
+    found = measure(model, load_config(config, overrides or [], kind=RunConfig), out, verbose=verbose)
     if as_json:
         print_json(found)
         return
@@ -77,7 +75,7 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
     from ddil_ray.training.recipe import Recipe
 
     recipe = Recipe(config)
-    made = recipe.ingredients()
+    made, out = recipe.ingredients(), writable(out, "--out")
     student = load_measured(model, made.teacher)
     steps, told = config.evaluation.steps, recipe.student_guidance if student.reads_guidance else 0.0
     samplers = {
