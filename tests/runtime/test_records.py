@@ -13,7 +13,8 @@ def test_a_trainer_waits_as_long_as_its_slowest_rank_and_is_as_fast_as_all_toget
     ranks = Ranks()
     first = _record(2, 0.0, loss=1.0) | {"throughput/samples_per_s": 8.0, "staleness/max": 3.0}
     last = _record(2, 0.5, loss=2.0) | {"throughput/samples_per_s": 8.0, "staleness/max": 5.0, "only/here": 1.0}
-    first, last = first | {"rows/dropped/student": 3.0}, last | {"rows/dropped/student": 1.0, "rows/expired/student": 1.0}
+    first |= {"rows/dropped/student": 3.0}
+    last |= {"rows/dropped/student": 1.0, "rows/expired/student": 1.0}
     assert ranks.add(last, 1, 2) is None
     assert ranks.add(first, 0, 2) == _record(2, 0.5, loss=1.0) | {
         "throughput/samples_per_s": 16.0,
