@@ -46,7 +46,7 @@ def database(tmp_path_factory, s3_endpoint):
     secrets = {
         "MLFLOW_AUTH_CONFIG_PATH": "auth.ini",
         "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of tests",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of tests",  # pragma: allowlist secret
     }
     boto3.resource("s3").Bucket("bucket").create()
     server = MlflowServer(folder, options, secrets)

@@ -44,7 +44,7 @@ def test_what_the_terminal_would_show_is_logged_where_ray_logs_and_no_secret_is(
     caplog.set_level(logging.INFO)
     view.say("plain")
     monkeypatch.setenv("RAY_LOGGING_CONFIG_ENCODING", "JSON")
-    view.say("to s3://key:word@bucket")
+    view.say("to s3://key:word@bucket")  # pragma: allowlist secret
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     view.say("before Ray")
     assert shown.getvalue() == "plain\nbefore Ray\n"

@@ -25,6 +25,8 @@ from ddil_ray.runtime.resume import changes, resumed_config
 from ddil_ray.tracking import TRACKERS, RunInfo, View
 from ddil_ray.tracking.background import BackgroundTracker
 
+REFUSED = "ftp://me:hunter2@host"  # pragma: allowlist secret
+OTHER = "memory://KEY:hunter2@other/images"  # pragma: allowlist secret
 URI = "postgresql://me:hunter2@db.example:5432/mlflow"  # pragma: allowlist secret
 
 
@@ -133,7 +135,7 @@ def test_going_on_asks_for_secrets_again(secret_run, tmp_path):
     assert (config.tracking.uri, config.data.source) == (URI, secret_run.data.source)
     check_complete(config)
     with pytest.raises(ConfigError, match=r"`data.source` of a resumed run must stay"):
-        resumed_config(str(folder), [*again, "data.source=memory://KEY:hunter2@other/images"])
+        resumed_config(str(folder), [*again, f"data.source={OTHER}"])
 
 
 def test_settings_are_the_same_whatever_their_secrets(secret_run):
@@ -145,11 +147,11 @@ def test_settings_are_the_same_whatever_their_secrets(secret_run):
 def test_messages_have_no_secret_in_them(tmp_path):
     broken = {
         "tracking": {"uri": URI, "password": "hunter2"},  # pragma: allowlist secret
-        "name": "https://me:hunter2@host",
+        "name": "https://me:hunter2@host",  # pragma: allowlist secret
     }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(broken))
     with pytest.raises(ConfigError) as caught:
-        load_config(str(tmp_path / "a.yaml"), ["tracking.token=hunter2", "data.source=ftp://me:hunter2@host"])
+        load_config(str(tmp_path / "a.yaml"), ["tracking.token=hunter2", f"data.source={REFUSED}"])
     assert "tracking.password" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in first_line(ValueError(f"could not connect to {URI}"))
