@@ -185,7 +185,7 @@ def test_a_failing_tracker_logs_no_secret(tmp_path, caplog):
 def test_data_is_called_after_its_source_without_credentials():
     content = io.BytesIO()
     Image.new("L", (8, 8)).save(content, "PNG")
-    source = "memory://KEY:hunter2@bucket/images"
+    source = "memory://KEY:hunter2@bucket/images"  # pragma: allowlist secret
     fs, root = fsspec.core.url_to_fs(source)
     fs.pipe_file(f"{root}/0.png", content.getvalue())
     assert load_images(source).name == "memory://***@bucket/images"
