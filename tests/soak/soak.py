@@ -47,6 +47,7 @@ PATIENCE_S = 300.0
 LOOK_S = 10.0
 """Between two looks at memory, which cost a good part of a second."""
 LOG_EVERY = 2
+FURTHER = 20
 WORSE, GROWN = 1.25, 1.2
 """How much farther from the data the disturbed student may be, and how much more memory the second half may hold."""
 
@@ -62,7 +63,7 @@ class Kill:
     checkpoint: int
     """Newest that the journal announces."""
     recovered_s: float | None = None
-    """Until the next record of a later step than any before."""
+    """Until a record of `FURTHER` steps more: what was on its way when it was killed is no sign of life."""
 
 
 @dataclass
@@ -141,7 +142,7 @@ def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed
         steps = [int(r["step"]) for r in run.records() if "loss" in r]
         if max(steps, default=0) > furthest:
             furthest, heard = max(steps), now
-            _recovered(story, now - began)
+            _recovered(story, furthest, now - began)
         if now - heard > PATIENCE_S:
             run.process.kill()
             story.broken.append(f"No step beyond {furthest} for {PATIENCE_S:.0f} s.")
@@ -166,9 +167,10 @@ def _look(run: Run, story: Story, now_s: float) -> None:
         story.memory.append((now_s, run.bytes_held()))
 
 
-def _recovered(story: Story, now_s: float) -> None:
+def _recovered(story: Story, furthest: int, now_s: float) -> None:
     for kill in story.kills:
-        kill.recovered_s = now_s - kill.at_s if kill.recovered_s is None else kill.recovered_s
+        if kill.recovered_s is None and furthest >= kill.step + FURTHER:
+            kill.recovered_s = now_s - kill.at_s
 
 
 def _kill_one(run: Run, story: Story, choose: random.Random, kinds: Sequence[str], now_s: float) -> str | None:
@@ -188,7 +190,7 @@ def _kill_one(run: Run, story: Story, choose: random.Random, kinds: Sequence[str
 
 
 def recovery(kills: Sequence[Kill]) -> str:
-    """By kind: how many were killed, and the seconds until training was further than ever."""
+    """By kind: how many were killed, and the seconds until training was `FURTHER` steps further."""
     lines = []
     for kind in sorted({kill.kind for kill in kills}):
         taken = sorted(k.recovered_s for k in kills if k.kind == kind and k.recovered_s is not None)
@@ -294,7 +296,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="folder for both runs and soak.json")
-    parser.add_argument("--steps", type=int, default=250, help="updates per round; 4 rounds")
+    parser.add_argument("--steps", type=int, default=900, help="updates per round; 4 rounds")
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
