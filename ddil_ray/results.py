@@ -45,9 +45,8 @@ __all__ = [
     "Scores",
     "Section",
     "add_scores",
-    "classes_of",
     "export_students",
-    "groups_of",
+    "measured_parts",
     "new_benchmark",
     "prompt_parts",
     "run_report",
@@ -190,14 +189,15 @@ def scores_of(measurements: Measurements) -> Scores:
     return {model: {n: m.scores for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
 
 
-def classes_of(measurements: Measurements) -> Classes:
-    """The scores by class alone."""
-    return {model: {n: m.classes for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
-
-
-def groups_of(measurements: Measurements) -> Groups:
-    """The scores of groups of samples alone."""
-    return {model: {n: m.groups for n, m in by_steps.items()} for model, by_steps in measurements.measured.items()}
+def measured_parts(measurements: Measurements) -> dict[str, Any]:
+    """What metrics.json holds of them: `scores` (`Scores`), `classes` (`Classes`) and `groups` (`Groups`)."""
+    return {
+        "scores": scores_of(measurements),
+        **{
+            part: {model: {n: getattr(m, part) for n, m in by.items()} for model, by in measurements.measured.items()}
+            for part in ("classes", "groups")
+        },
+    }
 
 
 def save_grids(measurements: Measurements, folder: Path) -> None:

@@ -24,7 +24,6 @@ from ddil_ray.diffusion.solver import fresh_noise
 from ddil_ray.errors import ConfigError
 from ddil_ray.evaluation import exported_sampler
 from ddil_ray.models import load_model
-from ddil_ray.prompts import HeldEmbeddings, Prompts
 from ddil_ray.publish.folder import pipeline_folder
 
 __all__ = ["MOST_BYTES", "Ask", "Studio"]
@@ -67,13 +66,8 @@ class Studio:
         self._model, self.student, self.steps = model, student, steps
         self._device = torch.device(device)
         self._sampler = exported_sampler(model, steps, w=guidance or 0.0).to(device)
-        self._encoder: Any = None
-        if model.prompted:
-            assert model.family is not None
-            assert model.folder is not None
-            self._encoder = model.family.text_encoder(model.folder, device)
-        known = model.num_conditions if model.null_cond is None else model.null_cond
-        self.classes = None if model.prompted else known
+        self._encoder = model.text_encoder(device) if model.prompted else None
+        self.classes = model.classes
         """How many there are to ask for; None where there are none."""
 
     @property
@@ -132,7 +126,7 @@ class Studio:
         if self._encoder is None:
             return torch.tensor([ask.class_label or 0 for ask in asks])
         texts = list(dict.fromkeys(str(ask.prompt) for ask in asks))
-        self._model.bind(Prompts(HeldEmbeddings(self._encoder(texts)), self._encoder.negative(None)).bank())
+        self._model.ask(texts, encoder=self._encoder)
         return torch.tensor([texts.index(str(ask.prompt)) for ask in asks])
 
 

@@ -62,15 +62,7 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
     from ddil_ray.folder import write_json
     from ddil_ray.models.match import load_measured
     from ddil_ray.report import write_page
-    from ddil_ray.results import (
-        classes_of,
-        groups_of,
-        new_benchmark,
-        save_grids,
-        score_parts,
-        scores_of,
-        teacher_samplers,
-    )
+    from ddil_ray.results import measured_parts, new_benchmark, save_grids, score_parts, teacher_samplers
     from ddil_ray.runtime.cluster import connected, evaluation_role
     from ddil_ray.training.recipe import Recipe
 
@@ -87,12 +79,7 @@ def measure(model: str, config: RunConfig, out: Path, *, verbose: bool = False) 
         from ddil_ray.runtime.evaluation import measure_on_ray
 
         measured = measure_on_ray(benchmark, samplers, evaluation_role(config))
-    found: dict[str, Any] = {
-        "scores": scores_of(measured),
-        "classes": classes_of(measured),
-        "groups": groups_of(measured),
-        "about": benchmark.describe(),
-    }
+    found = {**measured_parts(measured), "about": benchmark.describe()}
     save_grids(measured, out / "samples")
     write_json(out / "metrics.json", {"model": model, **found})
     write_page(

@@ -60,7 +60,7 @@ def sample(
     sampler = exported_sampler(loaded, steps, w=guidance or 0.0).to(place)
     if loaded.prompted:
         _check_prompts(prompts, class_label)
-        _bind(loaded, prompts, negative_prompt, place)
+        loaded.ask(prompts, negative_prompt, encoder=loaded.text_encoder(place))
         num = num or 4 * len(prompts)
         cond = torch.arange(num) % len(prompts)
     else:
@@ -120,24 +120,13 @@ def _check_prompts(prompts: Sequence[str], class_label: int | None) -> None:
         raise ConfigError("`--class-label` must be left out for this model, which is asked by text. Use `--prompt`.")
 
 
-def _bind(model: DiffusionModel, prompts: Sequence[str], negative: str | None, device: torch.device) -> None:
-    """Let `model` find embeddings of `prompts` under their numbers."""
-    from ddil_ray.prompts import HeldEmbeddings, Prompts
-
-    assert model.family is not None
-    assert model.folder is not None
-    encoder = model.family.text_encoder(model.folder, device)
-    assert encoder is not None
-    model.bind(Prompts(HeldEmbeddings(encoder(prompts)), encoder.negative(negative)).bank())
-
-
 def _classes(model: DiffusionModel, prompts: Sequence[str], class_label: int | None, num: int) -> torch.Tensor:
     """(num,) class ids: one for all, or all in turn."""
     import torch
 
     if prompts:
         raise ConfigError("`--prompt` must be left out for this model, which is not asked by text.")
-    classes = model.null_cond if model.null_cond is not None else (model.num_conditions or 1)
+    classes = model.classes or 1
     if class_label is None:
         return torch.arange(num) % classes
     if model.num_conditions is None or class_label >= classes:

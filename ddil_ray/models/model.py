@@ -21,7 +21,7 @@ from ddil_ray.prompts import HeldEmbeddings, PromptBank, Prompts
 from ddil_ray.trained import copy_network
 
 if TYPE_CHECKING:
-    from ddil_ray.models.family import Family
+    from ddil_ray.models.family import Family, TextEncoder
 
 __all__ = ["DiffusionModel"]
 
@@ -60,6 +60,13 @@ class DiffusionModel:
         """Whether samples are latents of an autoencoder."""
         return self.family is not None and self.family.latent
 
+    @property
+    def classes(self) -> int | None:
+        """Number of class ids, without the unconditional one; None where conditions are no classes."""
+        if self.prompted:
+            return None
+        return self.num_conditions if self.null_cond is None else self.null_cond
+
     @cached_property
     def codec(self) -> LatentCodec | None:
         """What makes latents of images and images of latents; None where samples are pixels."""
@@ -94,17 +101,23 @@ class DiffusionModel:
             network: Any = self.network
             network.bank = bank
 
-    def ask(self, prompts: Sequence[str], negative: str | None = None) -> None:
+    def text_encoder(self, device: torch.device | str = "cpu") -> TextEncoder:
+        """The text encoders of a prompted model, loaded onto `device` from its folder."""
+        assert self.family is not None
+        assert self.folder is not None
+        encoder = self.family.text_encoder(self.folder, device)
+        assert encoder is not None
+        return encoder
+
+    def ask(self, prompts: Sequence[str], negative: str | None = None, *, encoder: TextEncoder | None = None) -> None:
         """Let the network find embeddings of `prompts`, made now by the model's own text encoders, by their places.
 
         Args:
             prompts: conditions 0, 1, ...
             negative: the negative prompt; None is what the family's own pipeline takes for none.
+            encoder: what `text_encoder` gave, where it is kept; else it is loaded for this.
         """
-        assert self.family is not None
-        assert self.folder is not None
-        encoder = self.family.text_encoder(self.folder)
-        assert encoder is not None
+        encoder = encoder or self.text_encoder()
         self.bind(Prompts(HeldEmbeddings(encoder(prompts), prompts), encoder.negative(negative)).bank())
 
     def denoiser(self, *, autocast: torch.dtype | None = None) -> NetworkDenoiser:

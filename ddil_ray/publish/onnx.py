@@ -15,7 +15,6 @@ from ddil_ray.card import add_section, markdown_table
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.models import DiffusionModel, load_model
 from ddil_ray.models.network import FamilyNetwork
-from ddil_ray.prompts import HeldEmbeddings, Prompts
 
 __all__ = ["TOLERANCE", "add_onnx", "check_onnx", "export_onnx"]
 
@@ -126,11 +125,7 @@ def _call(model: DiffusionModel, batch: int) -> dict[str, Any]:
     network = model.network
     assert isinstance(network, FamilyNetwork)
     if model.prompted and network.bank is None:
-        assert model.family is not None
-        assert model.folder is not None
-        encoder = model.family.text_encoder(model.folder)
-        assert encoder is not None
-        model.bind(Prompts(HeldEmbeddings(encoder(_PROMPTS)), encoder.negative(None)).bank())
+        model.ask(_PROMPTS)
     generator = torch.Generator().manual_seed(batch)
     conditions = len(_PROMPTS) if model.prompted else model.num_conditions or 1
     found: dict[str, Any] = {}

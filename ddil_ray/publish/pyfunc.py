@@ -23,7 +23,6 @@ from torch import Tensor
 from ddil_ray.errors import ConfigError
 from ddil_ray.evaluation import draw, exported_sampler
 from ddil_ray.models import DiffusionModel, load_model
-from ddil_ray.prompts import HeldEmbeddings, Prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,11 +93,7 @@ class StudentModel:
 
     def __init__(self, model: DiffusionModel, device: torch.device | str = "cpu") -> None:
         self._model, self._device, self._lock = model, device, threading.Lock()
-        self._encoder = None
-        if model.prompted:
-            assert model.family is not None
-            assert model.folder is not None
-            self._encoder = model.family.text_encoder(model.folder, device)
+        self._encoder = model.text_encoder(device) if model.prompted else None
 
     def predict(self, data: pd.DataFrame, params: Mapping[str, Any]) -> np.ndarray:
         """(N, H, W, C) uint8 images, row after row.
@@ -127,22 +122,15 @@ class StudentModel:
             raise ConfigError(f"`num_images` must be at least 1 in each row, but is {counts.tolist()} instead.")
         if self._encoder is not None:
             prompts = [str(prompt) for prompt in data["prompt"]]
-            embedded = HeldEmbeddings(self._encoder(prompts))
-            self._model.bind(Prompts(embedded, self._encoder.negative(None)).bank())
+            self._model.ask(prompts, encoder=self._encoder)
             return torch.arange(len(prompts)).repeat_interleave(counts)
-        classes = self._classes
+        classes = self._model.classes or 1
         if "class_label" not in data:
             return torch.arange(int(counts.sum())) % classes
         labels = torch.tensor(data["class_label"].to_list(), dtype=torch.int64)
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ConfigError(f"`class_label` must be from 0 to {classes - 1}, but is {labels.tolist()} instead.")
         return labels.repeat_interleave(counts)
-
-    @property
-    def _classes(self) -> int:
-        """Number of classes, without the unconditional one."""
-        model = self._model
-        return model.null_cond if model.null_cond is not None else (model.num_conditions or 1)
 
 
 def _load_pyfunc(path: str) -> StudentModel:

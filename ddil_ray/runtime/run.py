@@ -327,38 +327,36 @@ def _results(
     """Export, measure and report."""
     from ddil_ray.results import (
         add_scores,
-        classes_of,
         export_students,
-        groups_of,
+        measured_parts,
         new_benchmark,
         run_report,
         samplers_of,
         save_grids,
-        scores_of,
     )
     from ddil_ray.runtime.evaluation import measure_on_ray
 
     export_students(recipe, made, rounds, folder.local)
-    grids, measured, classes, groups, about = folder.local / "samples", {}, {}, {}, {}
+    grids, about = folder.local / "samples", {}
+    parts: dict[str, Any] = {"scores": {}, "classes": {}, "groups": {}}
     if recipe.config.evaluation.enabled:
         benchmark = benchmark or new_benchmark(recipe, made)
         about = benchmark.describe()
         found = measure_on_ray(benchmark, samplers_of(recipe, made, rounds), recipe.config.evaluation)
-        measured, classes, groups = scores_of(found), classes_of(found), groups_of(found)
+        parts = measured_parts(found)
         save_grids(found, grids)
-        add_scores(recipe, made, rounds, measured, about, folder.local)
+        add_scores(recipe, made, rounds, parts["scores"], about, folder.local)
     records = read_journal(folder.local / "metrics.jsonl")
     last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
     shift: dict[str, float] = next((r for r in reversed(records) if "rollout/nonfinite" in r), {})
-    content = {"scores": measured, "classes": classes, "groups": groups, "about": about}
-    write_json(folder.local / "metrics.json", {**content, "training": last, "shift": shift})
+    write_json(folder.local / "metrics.json", {**parts, "about": about, "training": last, "shift": shift})
     run_report(
         folder.local / "report.html",
         recipe=recipe,
         records=records,
-        measured=measured,
-        classes=classes,
+        measured=parts["scores"],
+        classes=parts["classes"],
         about=about,
         grids=grids,
     )
-    return RunResult(folder.url, rounds, measured, look)
+    return RunResult(folder.url, rounds, parts["scores"], look)
