@@ -22,17 +22,20 @@ __all__ = [
     "KUBERAY",
     "MACHINES",
     "ROOT",
+    "SCHEMAS",
     "Artefact",
     "Pool",
     "artefact",
     "documents",
     "kustomized",
     "sbatch_options",
+    "strict",
 ]
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 KUBERAY = CLUSTER / "kuberay"
+SCHEMAS = ROOT / "tests" / "cluster" / "schemas"
 RUN = str(KUBERAY / "base" / "run.yaml")
 MACHINES = {
     "NVIDIA-H100-80GB-HBM3": ("H100", None),
@@ -181,3 +184,18 @@ def _skypilot() -> Artefact:
     cpus = float(task["resources"]["cpus"].rstrip("+"))
     pools = [Pool({"pool": label}, 1, 1, cpus, int(gpus), machine.lower()) for label in labels]
     return Artefact(_run(words[2], *overrides), pools)
+
+
+def strict(schema: Any) -> Any:
+    """The schema with unknown keys refused, and keys that have a default not required: what Kubernetes fills in."""
+    if isinstance(schema, list):
+        return [strict(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(inner) for key, inner in schema.items()}
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+        if isinstance(schema.get("required"), list):
+            found["required"] = [key for key in schema["required"] if "default" not in properties.get(key, {})]
+    return found

@@ -8,14 +8,14 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from hypothesis import strategies as st
 
 from ddil_ray.cli import main
-from ddil_ray.config import AblationConfig, RunConfig, TeacherConfig, TextTeacherConfig
+from ddil_ray.config import AblationConfig, ChainConfig, RunConfig, TeacherConfig, TextTeacherConfig
 from ddil_ray.config.prepare import PrepareConfig
 
 __all__ = ["BASES", "Leaf", "bad_values", "beyond", "broken_texts", "groups", "leaves", "put", "refused", "valid"]
@@ -42,6 +42,16 @@ BASES: dict[str, tuple[type, dict[str, Any]]] = {
     "prepare": (
         PrepareConfig,
         {"output": NOWHERE, "teacher": {"model": "builtin:digits"}, "data": {"source": "emoji"}},
+    ),
+    "chain": (
+        ChainConfig,
+        {
+            "name": "mine",
+            "output": NOWHERE,
+            "distill": {"extends": "digits-pd"},
+            "compare": {"runs": ["a"]},
+            "export": {},
+        },
     ),
     "ablate": (
         AblationConfig,
@@ -118,14 +128,18 @@ def _walk(kind: type, tree: dict[str, Any]) -> Iterator[Leaf]:
         return node
 
     def walk(node: dict[str, Any], path: tuple[str, ...], given: Any) -> Iterator[Leaf]:
-        for name, inner in node["properties"].items():
+        for name, inner in node.get("properties", {}).items():
             value = given.get(name) if isinstance(given, dict) else None
             found = resolved(inner, value)
             yield (*path, name), found
-            if "properties" in found:
-                yield from walk(found, (*path, name), value)
+            yield from walk(_group_in(found, value), (*path, name), value)
 
     return walk(schema, (), tree)
+
+
+def _group_in(node: dict[str, Any], given: Any) -> dict[str, Any]:
+    """Whose settings to go on to: of a group that may be left out, where it is not."""
+    return node["anyOf"][0] if "anyOf" in node and isinstance(given, dict) else node
 
 
 _WRONG: dict[str, list[Any]] = {
@@ -164,8 +178,10 @@ def beyond(node: dict[str, Any]) -> list[Any]:
     return found + ([node["maximum"] + (1 if whole else 1e-3)] if "maximum" in node else [])
 
 
-def valid(node: dict[str, Any]) -> st.SearchStrategy[Any]:
+def valid(node: dict[str, Any] | Literal[True]) -> st.SearchStrategy[Any]:
     """Values that a setting may have by itself, its bounds among them."""
+    if node is True:
+        return st.booleans() | st.integers() | st.lists(st.integers(), max_size=2)
     if "anyOf" in node:
         return st.one_of([valid(option) for option in node["anyOf"]])
     if "const" in node:

@@ -136,11 +136,17 @@ def test_a_stage_alone_needs_those_before_it(capsys, written):
     ("stages", "expected"),
     [
         ({}, "one of the stages train_teacher, prepare, distill"),
-        ({"evaluate": {}}, "distill must be given where evaluate is"),
-        ({"distill": DISTILL, "compare": {}}, "compare.runs must name a finished run where baseline is left out"),
-        ({"distill": {**DISTILL, "name": "x"}}, "distill.name must be left out"),
-        ({"train_teacher": TEACHER, "distill": {"teacher": {"model": "x"}}}, "distill.teacher.model must be left out"),
-        ({"distill": DISTILL, "export": {"variant": True}}, "dtype must be fp16 or bf16 where variant is true"),
+        ({"evaluate": {}}, "`distill` must be given where evaluate is"),
+        ({"distill": DISTILL, "compare": {}}, "`compare.runs` must name a finished run where baseline is left out"),
+        ({"distill": {**DISTILL, "name": "x"}}, "`distill.name` must be left out"),
+        (
+            {"train_teacher": TEACHER, "distill": {"teacher": {"model": "x"}}},
+            "`distill.teacher.model` must be left out",
+        ),
+        (
+            {"distill": DISTILL, "export": {"variant": True}},
+            "`export.dtype` must be fp16 or bf16 where variant is true",
+        ),
         ({"distil": DISTILL}, "`distil` is not a setting. Did you mean `distill`?"),
         ({"distill": {**DISTILL, "trainer": {"stepz": 1}}}, "`trainer.stepz` is not a setting of `trainer`"),
         ({"distill": {"extends": "/nowhere.yaml"}}, "/nowhere.yaml"),

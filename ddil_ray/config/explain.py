@@ -118,6 +118,9 @@ def _said(name: str, problem: Any) -> str:
     words = problem["msg"].removeprefix("Value error, ")
     if words.startswith("must "):
         return f"`{name}` {words}, but is {quoted(problem['input'])} instead."
+    one = re.match(r"[a-z][\w.]*(?= must )", words)
+    if one:
+        return f"`{'.'.join(filter(None, (name, one.group())))}`{words[one.end() :]}."
     return (f"`{name}`: {words}" if name else words) + "."
 
 

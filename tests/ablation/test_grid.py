@@ -75,12 +75,12 @@ def test_a_key_changes_with_settings_of_the_run_and_of_its_baseline_only(spec):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"compare": "state"}, "compare must be one of the axes objective, states, but is 'state'"),
+        ({"compare": "state"}, "`compare` must be one of the axes objective, states, but is 'state'"),
         ({"axes": {"states": {"one": {}}}}, "must have a baseline and another option"),
         ({"axes": {"states": {"a b": {}, "A-b": {}}}}, "names that differ in letters or digits"),
-        ({"settings": {"seed": 3}}, "settings.seed must be left out"),
-        ({"axes": {"states": {"a": {}, "b": {"name": "x"}}}}, "axes.states.b.name must be left out"),
-        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"settings": {"seed": 3}}, "`settings.seed` must be left out"),
+        ({"axes": {"states": {"a": {}, "b": {"name": "x"}}}}, "`axes.states.b.name` must be left out"),
+        ({"seeds": [1, 1]}, "`seeds` must differ"),
         ({"axis": {}}, "`axis` is not a setting. Did you mean `axes`"),
     ],
 )
@@ -109,7 +109,7 @@ def test_what_needs_teacher_and_data_is_checked_for_every_combination(spec):
     with pytest.raises(ConfigError, match=r"none: `data.source`.*"):
         check_runs(grid_runs(_load(spec(axes=axes, compare="data", seeds=[0]))))
     rounds = {"objective": {"lcm": {}, "pd": {"objective": {**PD, "student_steps": [4]}}}}
-    with pytest.raises(ConfigError, match=r"evaluation.steps must hold a number that a pd student .*but is \[2\]"):
+    with pytest.raises(ConfigError, match=r"`evaluation.steps` must hold a number that a pd student .*but is \[2\]"):
         grid_runs(_load(spec(axes=rounds, compare="objective", settings={"evaluation": {"steps": [2]}})))
 
 

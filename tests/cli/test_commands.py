@@ -54,7 +54,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
             "`--out` must be a folder that can",
         ),
         (["ablate", "ablation/prior"], "Did you mean ablation/priors?"),
-        (["ablate", "ablation/priors", "compare=seed"], "compare must be one of the axes"),
+        (["ablate", "ablation/priors", "compare=seed"], "`compare` must be one of the axes"),
         (["ablate", "ablation/priors", "base=/nowhere.yaml"], "/nowhere.yaml"),
         (["ablate", "ablation/priors", "--out", "/proc/x"], "`--out` must be a folder that can be written"),
         (["compare", "/nowhere/a", "/nowhere/b"], "RUN_DIR must be the folder of a run"),

@@ -55,7 +55,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, config):
         ("data.source=/nowhere", "'/nowhere' does not exist or is empty"),
         ("data.caption_column=texts", "`data.caption_column` must be a field of the data, but metadata.jsonl has"),
         ("buckets=[[16,17]]", "multiples of 2"),
-        ("buckets=[]", "buckets must hold a size"),
+        ("buckets=[]", "`buckets` must hold a size"),
         ("teacher.model=builtin:digits", "must be a teacher of latents"),
         ("rows_per_file=0", "`rows_per_file`"),
     ],

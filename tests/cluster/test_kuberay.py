@@ -10,36 +10,19 @@ import gzip
 import json
 import re
 from decimal import Decimal
-from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import ray
-from clusters import KUBERAY, documents, kustomized
+from clusters import KUBERAY, SCHEMAS, documents, kustomized, strict
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
 from ddil_ray.config import load_config
 
-SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.34"
 LAYERS = ["base", "job", "kueue"]
-
-
-def strict(schema):
-    """The schema with unknown keys refused, and keys that have a default not required: what Kubernetes fills in."""
-    if isinstance(schema, list):
-        return [strict(inner) for inner in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: strict(inner) for key, inner in schema.items()}
-    properties = schema.get("properties")
-    if isinstance(properties, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        found.setdefault("additionalProperties", False)
-        if isinstance(schema.get("required"), list):
-            found["required"] = [key for key in schema["required"] if "default" not in properties.get(key, {})]
-    return found
 
 
 @pytest.fixture(scope="module")

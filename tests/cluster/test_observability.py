@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
-from clusters import KUBERAY, ROOT, documents
+from clusters import KUBERAY, ROOT, SCHEMAS, documents, strict
 from markdown.extensions.toc import slugify
 from observability import ALERTS, DASHBOARD, FOLDER, asked, panels, questions, selectors
 from pages import blocks
@@ -108,8 +109,21 @@ def test_prometheus_finds_the_nodes_where_the_head_lists_them(monkeypatch):
     assert [(FOLDER / name).exists() for name in config["rule_files"]] == [True]
 
 
+def fits_its_schema(document):
+    kinds = json.loads((SCHEMAS / "prometheus-operator.json").read_text())
+    jsonschema.Draft202012Validator(strict(kinds[document["kind"]])).validate(document)
+
+
+def test_a_mistake_in_a_document_of_the_prometheus_operator_would_be_noticed():
+    (monitor,) = documents(FOLDER / "podmonitor.yaml")
+    monitor["spec"]["podMetricsEndpoints"][0]["interval"] = "10"
+    with pytest.raises(jsonschema.ValidationError, match="'10' does not match"):
+        fits_its_schema(monitor)
+
+
 def test_the_pod_monitor_meets_every_pod_and_its_port_and_the_policy_lets_it():
     (monitor,) = documents(FOLDER / "podmonitor.yaml")
+    fits_its_schema(monitor)
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (cluster,) = documents(KUBERAY / "base" / "raycluster.yaml")
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
@@ -129,7 +143,8 @@ def test_the_page_makes_a_prometheus_rule_of_the_alerts():
     script = block[block.index("{") :].replace(" | kubectl apply -f -", "")
     made = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     rule = yaml.safe_load(made)
-    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rule["kind"] == "PrometheusRule"
+    fits_its_schema(rule)
     assert rule["spec"]["groups"][0]["rules"] == ALERTS
 
 

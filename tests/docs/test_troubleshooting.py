@@ -28,8 +28,9 @@ TEXTS = list(_texts())
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_that_is_explained_is_still_said(message):
-    pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split(GAP)), re.DOTALL)
-    assert any(pattern.search(text) for text in TEXTS)
+    parts = message.replace("`", "").split(GAP)  # some are put in quotes where they are said
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in parts), re.DOTALL)
+    assert any(pattern.search(text.replace("`", "")) for text in TEXTS)
 
 
 def test_every_message_is_long_enough_to_be_known_by():
