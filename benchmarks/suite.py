@@ -16,7 +16,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 from measuring import RESULTS, show_goals
 
-SCRIPTS = ("data_path", "peers", "overhead", "sync", "staleness", "pools", "scaling")
+SCRIPTS = ("data_path", "peers", "overhead", "sync", "staleness", "pools", "stream_start", "scaling")
 """In the order in which they run; each can be run alone, and is left out where it is not there."""
 
 

@@ -21,7 +21,7 @@ from ddil_ray.tracking import read_journal
 __all__ = ["connected", "furthest", "one_more_node", "run_alone", "with_a_cluster_of_its_own"]
 
 
-def with_a_cluster_of_its_own(script: str, *arguments: str, timeout_s: float = 500) -> None:
+def with_a_cluster_of_its_own(script: str, *arguments: str | Path, timeout_s: float = 500) -> None:
     """Run a script of tests/ that starts a cluster by `ray.cluster_utils`, which knows no tokens.
 
     How Ray authenticates is read when it is imported, so it is off from the process's start, whatever this session's
@@ -29,7 +29,7 @@ def with_a_cluster_of_its_own(script: str, *arguments: str, timeout_s: float = 5
     """
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_AUTH_TOKEN", None)
-    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -62,9 +62,9 @@ def run_alone(main: Callable[[str], None], **environment: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(num_cpus: int) -> Iterator[Cluster]:
-    """A cluster with a head of so many CPUs, to which this process is connected."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": False})
+def connected(num_cpus: int, **head: Any) -> Iterator[Cluster]:
+    """A cluster with a head of so many CPUs, to which this process is connected; `head` is more of its settings."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": False, **head})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield cluster

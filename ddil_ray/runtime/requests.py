@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data.read_api import from_blocks
 
 from ddil_ray.errors import DdilError, RunFailedError, first_line
 from ddil_ray.runtime.context import Columns, StageCall, build_stage
+from ddil_ray.runtime.rows import row_blocks
 from ddil_ray.runtime.streams import actor_pool
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def answers(
     Raises:
         DdilError: what a request met; `RunFailedError` for errors of any other kind.
     """
-    dataset = from_blocks([pa.table({"request": [pickle.dumps(request)]}) for request in requests])
+    dataset = row_blocks(pa.table({"request": [pickle.dumps(request) for request in requests]}))
     if role is None:
         dataset = dataset.map_batches(_answer, fn_args=(stage, *arguments), batch_size=1, batch_format="numpy")
     else:

@@ -11,11 +11,11 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
 from ray.data._internal.stats import get_or_create_stats_actor
-from ray.data.read_api import from_blocks
 from ray.train import DataConfig
 
 from ddil_ray.runtime.context import RunContext, StageCall, actor_options
 from ddil_ray.runtime.pools import follow_hub
+from ddil_ray.runtime.rows import row_blocks
 
 if TYPE_CHECKING:
     from ddil_ray.config import Role
@@ -44,8 +44,7 @@ def stream_factory(context: RunContext, recipe: Recipe, origin: Origin, *, phase
 
     def build() -> Dataset:
         incarnation = ray.get(context.hub.incarnation.remote())
-        requests = [pa.table({"place": pa.array([place])}) for place in range(blocks)]
-        dataset = from_blocks(requests).map_batches(
+        dataset = row_blocks(pa.table({"place": range(blocks)})).map_batches(
             StageCall,
             fn_constructor_args=(
                 _GUARD,

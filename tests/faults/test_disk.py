@@ -1,8 +1,9 @@
-"""Row "disk full", for all of the run folder but checkpoints: a small disk of its own, or a limit on files."""
+"""Rows "disk full", for all but checkpoints: a small disk of its own, or a limit on files."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import resource
@@ -10,15 +11,18 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from commands import run as run_command
+from own_cluster import with_a_cluster_of_its_own
 from rich.console import Console
 from runs import small_run, when
 
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.run import distill
+from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.storage import no_room
 from ddil_ray.tracking import Journal, View, read_journal
 
@@ -181,6 +185,19 @@ def test_training_goes_on_while_the_disk_is_full_and_no_record_is_lost(small_dis
     assert "metrics.jsonl is written again, and has all records." in out.getvalue()
     steps = [int(r["step"]) for r in read_journal(journal) if "loss" in r]
     assert steps == list(range(2, 301, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_an_object_store_that_is_full_with_its_disk_ends_the_run_with_one_message(small_disk, run_dir):
+    with_a_cluster_of_its_own("full_store.py", run_dir, small_disk("24m"))
+    found = json.loads(Path(run_dir, "found.json").read_text())
+    assert found["full"] == "OutOfDiskError"
+    assert found["message"].startswith("Ray's object store must have room, but it is full, and so is the disk")
+    saved = CheckpointStore(f"{run_dir}/small/checkpoints").newest(print)
+    assert saved is not None
+    assert saved.step >= 20
 
 
 def _until(condition, timeout_s=60):
