@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from ddil_ray.runtime.run import distill
 
 STORE = 80 * 2**20
 """Bytes; Ray takes no less than 75 MB."""
-PIECE = 2**20
+PIECES = (2**20, 2**17)
+"""Bytes of what somebody keeps there: the second as soon as there is room again. Less than that is not kept there."""
 
 
 def main(output: str) -> None:
@@ -34,21 +39,29 @@ def main(output: str) -> None:
     )
     journal, held = Path(output, config.name, "metrics.jsonl"), []
     found: dict[str, Any] = {}
+    ended = threading.Event()
+
+    @contextlib.contextmanager
+    def keeping_on() -> Iterator[None]:
+        try:
+            yield
+        except (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError) as error:
+            found.setdefault("full", type(error).__name__)
+            found.setdefault("at", time.monotonic())
 
     def fill() -> None:
-        try:
-            while True:
-                held.append(ray.put(np.random.default_rng(len(held)).bytes(PIECE)))
-        except (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError) as error:
-            found.update(full=type(error).__name__, step=furthest(journal), at=time.monotonic())
+        while not ended.wait(0.02 if "full" in found else 0):
+            with keeping_on():
+                held.append(ray.put(np.random.default_rng(len(held)).bytes(PIECES["full" in found])))
 
     with connected(4, object_store_memory=STORE, object_spilling_directory=sys.argv[2]):
         when(lambda: furthest(journal) >= 40, fill)
         try:
             distill(config)
         except RunFailedError as error:
-            found.update(message=str(error), ended_s=time.monotonic() - found.pop("at"))
-    Path(output, "found.json").write_text(json.dumps({**found, "held": len(held) * PIECE}))
+            found.update(message=str(error), ended_s=time.monotonic() - found.get("at", math.nan))
+        ended.set()
+    Path(output, "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

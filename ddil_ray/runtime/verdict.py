@@ -29,6 +29,8 @@ _NO_ROOM = (
     "taken. Add nodes, or lower `trainer.num_workers`; `--resume` goes on from the last checkpoint."
 )
 
+_SIGNS_OF_FULL_DISKS = ("OutOfDiskError", "the local disk's utilization is over capacity")
+"""Ray's name for it, and its words where they come by way of a stream."""
 _DISK_FULL = (
     "Ray's object store must have room, but it is full, and so is the disk that it goes on to (Ray's temporary folder, "
     "on some node). Free that disk, start Ray with `--object-spilling-directory` on a larger one, or lower "
@@ -78,7 +80,7 @@ def explain(error: BaseException | None, last_words: str | None = None) -> str:
         error: what Ray Train raised, or a worker.
         last_words: of the trainer, where it ended itself.
     """
-    if "OutOfDiskError" in str(error):
+    if any(sign in str(error) for sign in _SIGNS_OF_FULL_DISKS):
         return _DISK_FULL
     causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
     for cause in causes:

@@ -323,6 +323,20 @@ def test_what_would_fail_again_is_not_tried_again(error, again):
     assert would_fail_again(error) is again
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ray.exceptions.OutOfDiskError: Local disk is full",
+        "The stream of forward states broke off: The object cannot be created because the local object store is full "
+        "and the local disk's utilization is over capacity (95% by default).",
+    ],
+)
+def test_a_full_disk_is_told_from_what_ray_says(words):
+    from ray.train import WorkerGroupError
+
+    assert "--object-spilling-directory" in explain(WorkerGroupError(words, {0: StreamLostError("x")}))
+
+
 def test_the_reason_is_found_under_what_ray_says():
     from ray.train import ControllerError, WorkerGroupError
 
@@ -331,8 +345,6 @@ def test_the_reason_is_found_under_what_ray_says():
     assert explain(wrapped) == "the stream"
     mistake = WorkerGroupError("two lines\nof Ray", {0: TypeError("no such argument\nmore")})
     assert explain(mistake) == "Training failed: TypeError: no such argument"
-    full = WorkerGroupError("ray.exceptions.OutOfDiskError: Local disk is full", {0: StreamLostError("x")})
-    assert "--object-spilling-directory" in explain(full)
     died = WorkerGroupError("two lines\nof Ray", {0: OSError("gone")})
     assert explain(died) == "Training failed: of Ray"
     assert "the trainer hung: step 3" in explain(died, "hung: step 3 for 9000 s, at forward (net.py:3)")
