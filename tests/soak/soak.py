@@ -126,15 +126,23 @@ def _title(process: psutil.Process) -> str:
     return ""
 
 
-def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed: int, most: float = math.inf) -> Story:
-    """Wait for a run to end, and kill one of its processes now and then, `most` times."""
+def follow(
+    run: Run,
+    *,
+    kinds: Sequence[str],
+    every_s: tuple[float, float],
+    seed: int,
+    most: float = math.inf,
+    until: float = math.inf,
+) -> Story:
+    """Wait for a run to end, and kill its processes now and then: `most` times, before step `until`."""
     story, choose, began = Story(), random.Random(seed), time.monotonic()
     heard = due = first = began
     furthest, killed_driver = 0, False
     for now in _ticks():
         code = run.process.poll()
+        story.seconds = heard - first
         if code is not None and not killed_driver:
-            story.seconds = heard - first
             story.broken += [] if code == 0 else [f"The command ended with exit code {code}."]
             return story
         if code is not None:
@@ -151,7 +159,7 @@ def follow(run: Run, *, kinds: Sequence[str], every_s: tuple[float, float], seed
         _look(run, story, now - began)
         if furthest == 0:
             first, due = now, now + choose.uniform(*every_s)
-        elif kinds and now >= due and len(story.kills) < most:
+        elif kinds and now >= due and len(story.kills) < most and furthest < until:
             due = now + choose.uniform(*every_s)
             killed_driver = _kill_one(run, story, choose, kinds, now - began) == "driver"
     raise AssertionError
@@ -272,11 +280,12 @@ def settings(steps: int) -> list[str]:
     ]
 
 
-def soaked(folder: Path, name: str, *, steps: int, seed: int, **kills: Any) -> Any:
+def soaked(folder: Path, name: str, *, steps: int, seed: int, whole: bool = True, **kills: Any) -> Any:
     """Go through a run, and say what is broken: its `Story` and `figures`; `kills` as of `follow`."""
     config = load_config("digits-pd", settings(steps), kind=RunConfig)
+    until = math.inf if whole else steps * len(config.objective.student_steps)
     run = Run(folder.resolve(), f"{name}-{seed}-{time.time_ns()}", settings(steps))
-    story = follow(run, seed=seed, **kills)
+    story = follow(run, seed=seed, until=until, **kills)
     records, bound = run.records(), Recipe(config).ingredients().max_staleness
     story.broken += broken_in(records, bound=bound, reuse=config.replay.reuse)
     figures = {
@@ -299,6 +308,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
     parser.add_argument("--most", type=float, default=math.inf, help="kills after which the run is left alone")
+    parser.add_argument("--training", action="store_true", help="kill nothing in the evaluation after it")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--still", type=Path, help="soak.json of as many steps, whose undisturbed part is taken")
     args = parser.parse_args()
@@ -306,7 +316,9 @@ def main() -> None:
     how = {"steps": args.steps, "every_s": tuple(args.every), "seed": args.seed}
     before = json.loads(args.still.read_text()) if args.still else {}
     found = {"undisturbed": before.get("undisturbed") or soaked(args.output, "undisturbed", kinds=[], **how)}
-    found["disturbed"] = soaked(args.output, "disturbed", kinds=args.kinds, most=args.most, **how)
+    found["disturbed"] = soaked(
+        args.output, "disturbed", kinds=args.kinds, most=args.most, whole=not args.training, **how
+    )
     still, stirred = (found[name]["figures"] for name in ("undisturbed", "disturbed"))
     if not stirred["frechet"] <= WORSE * still["frechet"]:
         found["disturbed"]["broken"].append("The student is worse than that of the undisturbed run.")
