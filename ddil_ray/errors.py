@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import traceback
+
 from ddil_ray.redact import redact
 
 __all__ = [
@@ -15,12 +18,26 @@ __all__ = [
     "StateError",
     "StreamLostError",
     "first_line",
+    "what_was_raised",
 ]
 
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, for quoting inside a message: its first line, or its name where it says nothing."""
     return redact((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def what_was_raised(error: BaseException) -> str:
+    """A foreign error for quoting: its type, first line and, in parentheses, where it was raised.
+
+    That is the last line of a file: those of Python's import machinery, which has none, say nothing. A SyntaxError says
+    by itself where it is.
+    """
+    text = f"{type(error).__name__}: {first_line(error)}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen ")]
+    if isinstance(error, SyntaxError) or not frames:
+        return text
+    return f"{text} ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno} in {frames[-1].name})"
 
 
 class DdilError(Exception):

@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 import torch
 
-from ddil_ray.errors import DdilError, first_line
+from ddil_ray.errors import DdilError, first_line, what_was_raised
 from ddil_ray.runtime.cluster import pool_roles
 from ddil_ray.runtime.context import Columns, RunContext, build_stage
 from ddil_ray.runtime.health import Newcomer
@@ -91,12 +90,10 @@ class Guard:
     def _message(self, error: Exception, what: str) -> str:
         if isinstance(error, DdilError):
             return str(error)
-        where = traceback.extract_tb(error.__traceback__)[-1]
         lacks_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         advice = f" Lower `{self._role}.batch_size`." if lacks_memory else ""
         return (
-            f"An actor of `{self._role}` failed {what}: {type(error).__name__}: {first_line(error)} "
-            f"({os.path.basename(where.filename)}:{where.lineno} in {where.name}).{advice} What was saved is there: "
+            f"An actor of `{self._role}` failed {what}: {what_was_raised(error)}.{advice} What was saved is there: "
             "`--resume` goes on from it."
         )
 

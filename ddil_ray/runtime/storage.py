@@ -16,12 +16,21 @@ import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ddil_ray.storage import open_url
-from ddil_ray.training.manifest import MANIFEST, BrokenCheckpointError, Manifest, manifest_of, sha256
+from ddil_ray.training.manifest import (
+    MANIFEST,
+    BrokenCheckpointError,
+    DamagedCheckpointError,
+    Manifest,
+    manifest_of,
+    sha256,
+)
 
 __all__ = ["CheckpointStore", "Saved", "verify"]
 
 _ATTEMPT = re.compile(r"attempt-(\d+)$")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)[^/]*$")
+_DAMAGED = "damaged.txt"
+"""Beside the files of a checkpoint of which one was read and found damaged; holds the reason."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class CheckpointStore:
 
     There is an attempt per start of the command, and in it a group per start of the processes that train together: a
     folder never holds files of two writings, and what was written after going on from an older checkpoint is newer.
-    Every process puts its own files there, its manifest last.
+    Every process puts its own files there, its manifest last. One that is found damaged is marked for all processes:
+    it counts for nothing when others are removed, but is read again by who looks for the newest, as storages may err.
     """
 
     url: str
@@ -77,6 +87,9 @@ class CheckpointStore:
                 return verify(fs, folder)
             except BrokenCheckpointError as reason:  # noqa: PERF203 - seldom more than one
                 say(f"The checkpoint {folder} is passed over for the one before it: {reason}.")
+                if isinstance(reason, DamagedCheckpointError):
+                    with contextlib.suppress(Exception):  # it is said all the same
+                        fs.pipe_file(f"{folder}/{_DAMAGED}", f"{reason}\n".encode())
         return None
 
     def put(self, name: str, staged: Path) -> None:
@@ -110,7 +123,7 @@ class CheckpointStore:
     def prune(self, keep: int, score: Callable[[int], float | None] = lambda step: None) -> None:
         """Remove all that is older than the newest whole checkpoint, but the `keep` newest whole ones and the best.
 
-        What is not whole and older goes too: nobody writes it any more.
+        What is older and not whole, or was found damaged, goes too: nobody writes it any more.
 
         Args:
             keep: at least 1.
@@ -161,13 +174,17 @@ def verify(fs: Any, folder: str, *, digests: bool = True) -> Saved:
     Args:
         fs: fsspec filesystem.
         folder: path on it.
-        digests: read all files and compare what they hold; False compares their sizes alone.
+        digests: read all files and compare what they hold; False compares their sizes alone, and takes the word of
+            who read them before.
 
     Raises:
-        BrokenCheckpointError: a manifest or a file is missing, cut off or damaged.
+        BrokenCheckpointError: a manifest or a file is missing, cut off or damaged; DamagedCheckpointError where
+            sizes are right and bytes are not.
         ConfigError: of another format.
     """
     sizes = {info["name"].rpartition("/")[2]: info["size"] for info in fs.ls(folder, detail=True)}
+    if not digests and _DAMAGED in sizes:
+        raise DamagedCheckpointError("it was found damaged before")
     manifests = _manifests(fs, folder, sizes)
     files = {name: facts for manifest in manifests for name, facts in manifest.files.items()}
     for name, facts in files.items():
@@ -176,7 +193,7 @@ def verify(fs: Any, folder: str, *, digests: bool = True) -> Saved:
     for name, facts in files.items() if digests else ():
         with fs.open(f"{folder}/{name}", "rb") as file:
             if sha256(file) != facts.sha256:
-                raise BrokenCheckpointError(f"{name} has another sha256 than when it was written")
+                raise DamagedCheckpointError(f"{name} has another sha256 than when it was written")
     return Saved(folder, manifests[0].step)
 
 

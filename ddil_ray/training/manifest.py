@@ -17,7 +17,16 @@ from typing import Any, BinaryIO
 
 from ddil_ray.errors import ConfigError
 
-__all__ = ["FORMAT", "MANIFEST", "BrokenCheckpointError", "FileFacts", "Manifest", "manifest_of", "sha256"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "BrokenCheckpointError",
+    "DamagedCheckpointError",
+    "FileFacts",
+    "Manifest",
+    "manifest_of",
+    "sha256",
+]
 
 FORMAT = 2
 """Of the checkpoints that are written here, and the only one that is read."""
@@ -29,6 +38,10 @@ _CHUNK = 2**22
 
 class BrokenCheckpointError(Exception):
     """A checkpoint that is not whole; says what is wrong with it."""
+
+
+class DamagedCheckpointError(BrokenCheckpointError):
+    """One whose files have their sizes, but hold other bytes than when they were written."""
 
 
 def manifest_of(rank: int, ranks: int) -> str:

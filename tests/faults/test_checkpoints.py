@@ -269,9 +269,7 @@ def test_what_was_written_after_a_damaged_one_was_passed_over_is_newer_than_that
     url = str(tmp_path)
     for step in (10, 20):
         store = save(url, step)
-    damaged = Path(store._checkpoints()[0], LEARNER)
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damage(store._checkpoints()[0])
     assert newest_step(store) == 10
     group = store.new_group("attempt-1")
     assert re.fullmatch(r"attempt-1/checkpoint_0002-[0-9a-f]{6}", group)
@@ -279,6 +277,57 @@ def test_what_was_written_after_a_damaged_one_was_passed_over_is_newer_than_that
     assert store.newest(pytest.fail).step == 15
     store.prune(1)
     assert steps_of(store) == [15]
+
+
+def damage(folder):
+    """Change a bit of a checkpoint; returns what to call to mend it."""
+    file = Path(folder, LEARNER)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return lambda: file.write_bytes(content)
+
+
+@pytest.mark.parametrize(("keep", "scores"), [(2, {}), (1, {10: 3.0, 20: 2.0, 30: 1.0, 40: 4.0})])
+def test_one_that_was_found_damaged_counts_for_none_that_are_kept(tmp_path, save, keep, scores):
+    """Neither as one of the newest nor as the best; also where another process found it, as a trainer does."""
+    url = str(tmp_path)
+    for step in (10, 20, 30):
+        store = save(url, step)
+    damage(store._checkpoints()[0])
+    assert newest_step(CheckpointStore(url)) == 20
+    store.prune(keep, scores.get)
+    assert steps_of(store)[-2:] == [20, 30]
+    save(url, 40, group=2)
+    store.prune(keep, scores.get)
+    assert steps_of(store) == [20, 40]
+
+
+def test_one_that_was_misread_is_not_lost_but_for_something_newer(tmp_path, save):
+    """Storages may err: what was found damaged is read again, and stays until something newer is whole."""
+    url = str(tmp_path)
+    store = save(url, 10)
+    mend = damage(store._checkpoints()[0])
+    assert newest_step(store) is None
+    store.prune(1)
+    mend()
+    assert newest_step(store) == 10
+
+
+def test_one_that_cannot_be_read_for_now_counts_as_before(tmp_path, save, monkeypatch):
+    url = str(tmp_path)
+    for step in (10, 20):
+        store = save(url, step)
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "open", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            newest_step(store)
+    save(url, 30, group=2)
+    store.prune(2)
+    assert steps_of(store) == [20, 30]
 
 
 def test_what_was_never_finished_goes_once_something_newer_is_whole(tmp_path, save):

@@ -210,17 +210,17 @@ def test_a_large_file_whose_part_cannot_be_sent_leaves_the_old_one_and_no_parts(
     assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
 
 
+def _staged(folder, step):
+    folder.mkdir()
+    weights = torch.full((8,), float(step))
+    learner = {"student": {"w": weights}, "optimizers": {}, "rounds": {4: {"w": weights}}}
+    write_checkpoint(folder, {"step": step, "learner": learner, "rank": {"taken": {0: 1}}}, rank=0, ranks=1)
+    return folder
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_checkpoint_that_is_torn_at_any_upload_is_passed_over_for_the_one_before(s3, tmp_path):
     """The storage goes away for good after each number of objects, so that nothing can be cleaned up either."""
-
-    def staged(step):
-        folder = tmp_path / f"{step}"
-        folder.mkdir()
-        weights = torch.full((8,), float(step))
-        learner = {"student": {"w": weights}, "optimizers": {}, "rounds": {4: {"w": weights}}}
-        write_checkpoint(folder, {"step": step, "learner": learner, "rank": {"taken": {0: 1}}}, rank=0, ranks=1)
-        return folder
 
     def gone_after(uploads):
         left = [uploads]
@@ -233,8 +233,8 @@ def test_a_checkpoint_that_is_torn_at_any_upload_is_passed_over_for_the_one_befo
         return fault
 
     store, said = CheckpointStore("s3://bucket/torn/checkpoints"), []
-    store.put(f"attempt-1/checkpoint_0001-aa_{10:09d}", staged(10))
-    files = staged(20)
+    store.put(f"attempt-1/checkpoint_0001-aa_{10:09d}", _staged(tmp_path / "10", 10))
+    files = _staged(tmp_path / "20", 20)
     for uploads in range(len(list(files.iterdir()))):
         s3.fault = gone_after(uploads)
         with pytest.raises(Exception, match=r"(?i)connect"):
@@ -246,6 +246,20 @@ def test_a_checkpoint_that_is_torn_at_any_upload_is_passed_over_for_the_one_befo
     assert store.newest(pytest.fail).step == 20
     store.prune(1)
     assert {name.split("/")[3] for name in _names("torn/")} == {f"checkpoint_0003-aa_{20:09d}"}
+
+
+def test_a_checkpoint_that_was_found_damaged_counts_for_none_that_are_kept(s3, tmp_path):
+    client, store = boto3.client("s3"), CheckpointStore("s3://bucket/damaged/checkpoints")
+    for step in (10, 20, 30):
+        store.put(f"attempt-1/checkpoint_0001-aa_{step:09d}", _staged(tmp_path / f"{step}", step))
+    key = f"damaged/checkpoints/attempt-1/checkpoint_0001-aa_{30:09d}/learner.safetensors"
+    content = client.get_object(Bucket="bucket", Key=key)["Body"].read()
+    client.put_object(Bucket="bucket", Key=key, Body=content[:-1] + bytes([content[-1] ^ 1]))
+    assert CheckpointStore(store.url).newest(print).step == 20
+    store.put(f"attempt-1/checkpoint_0002-aa_{40:09d}", _staged(tmp_path / "40", 40))
+    store.prune(2)
+    kept = {name.split("/")[3] for name in _names("damaged/")}
+    assert kept == {f"checkpoint_0001-aa_{20:09d}", f"checkpoint_0002-aa_{40:09d}"}
 
 
 @pytest.mark.usefixtures("impatient")
