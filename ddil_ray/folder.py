@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from ddil_ray.errors import ConfigError, RunFailedError, first_line
+from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
 from ddil_ray.mirror import Mirror
 from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
@@ -60,6 +60,8 @@ class RunFolder:
             ) from error
         self._sent: dict[str, tuple[int, int]] = {}
         self._mirror: Mirror | None = None
+        self.others = False
+        """Whether another run has it by now, over whose files nothing may be copied."""
 
     def has(self, name: str) -> bool:
         """Whether a file or folder of that name is here.
@@ -89,6 +91,26 @@ class RunFolder:
         except Exception as error:  # every filesystem has errors of its own
             raise ConfigError(
                 f"`output` must be readable, but {self.url} failed: {first_line(error)}. Try again when it is."
+            ) from error
+
+    @contextmanager
+    def reaching(self, then: str) -> Iterator[None]:
+        """Read what was saved within this, which explains a storage that fails after the run has begun.
+
+        Args:
+            then: what the user does once it can be reached, as a sentence.
+
+        Raises:
+            RunFailedError: it fails.
+        """
+        try:
+            yield
+        except DdilError:
+            raise
+        except Exception as error:  # every filesystem has errors of its own
+            raise RunFailedError(
+                f"`output` must be reachable, but {self.url} failed: {first_line(error)}. What was saved is there. "
+                f"{then}"
             ) from error
 
     @contextmanager
@@ -144,7 +166,7 @@ class RunFolder:
     def _unsent(self) -> dict[str, tuple[int, int]]:
         """What changed since it was copied, with its time and size."""
         found = {}
-        for path in sorted(self.local.rglob("*")) if self.remote else ():
+        for path in sorted(self.local.rglob("*")) if self.remote and not self.others else ():
             if not path.is_file() or path.name.endswith(PART):
                 continue
             name, facts = path.relative_to(self.local).as_posix(), path.stat()

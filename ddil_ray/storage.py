@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-__all__ = ["appears_whole", "make_folder", "no_room", "open_url", "room_at"]
+__all__ = ["appears_whole", "make_folder", "no_room", "of_storage", "open_url", "room_at"]
 
 _S3_CLIENT = {
     "retries": {"mode": "standard", "total_max_attempts": 8},
@@ -41,6 +41,8 @@ def _s3() -> dict[str, Any]:
 _SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {"s3": _s3, "s3a": _s3}
 """What filesystems are opened with, by scheme."""
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+_SERVICES = ("adlfs", "aiohttp", "botocore", "fsspec", "gcsfs")
+"""Libraries whose errors are of a storage."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,6 +74,11 @@ def make_folder(fs: Any, folder: str) -> None:
     make one that is not there."""
     if not appears_whole(fs):
         fs.makedirs(folder, exist_ok=True)
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether an error is of a filesystem, or of the service or library behind one."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _SERVICES
 
 
 def no_room(error: BaseException | None) -> bool:

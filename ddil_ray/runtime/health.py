@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-__all__ = ["Health", "Newcomer"]
+__all__ = ["TRAINER", "Health", "Newcomer"]
+
+TRAINER = "trainer-"
+"""What names of the trainer's processes begin with."""
 
 _HANGS = 2
 """Times in a row that an actor may hang."""
@@ -88,9 +91,13 @@ class Health:
         if hung and actor in self._actors:
             self._actors[actor].hangs += 1
 
-    def words_of(self, actor: str) -> str | None:
-        """The last words of an actor that has not come back."""
-        return self._words.get(actor)
+    def trainer_words(self) -> str | None:
+        """The last words of the first of the trainer's processes that has ended itself since they began."""
+        return next((words for name, words in self._words.items() if name.startswith(TRAINER)), None)
+
+    def began(self) -> None:
+        """The trainer's processes begin, and what those before them said is of no more use."""
+        self._words = {name: words for name, words in self._words.items() if not name.startswith(TRAINER)}
 
     def doing(self, actor: str, what: str, *, now: float, rests: bool = False) -> None:
         """An actor is at something else, or waits."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RayHooks"]
 
+_ASKED_AGAIN = 10
+"""Steps after which a checkpoint is asked for again, as a hub that was started again knows of none."""
+
 
 @dataclass
 class RayHooks:
@@ -38,6 +41,8 @@ class RayHooks:
     _teacher: FlatWeights | None = None
     _wish: Any = None
     _noticed: Any = None
+    _save_at: int | None = None
+    """The step at which to ask, again, for the checkpoint that a notice calls for; None once it is wished."""
 
     def phase_started(self, step: int, learner: Learner) -> None:
         if self.rank == 0 and self.student_becomes_teacher and learner.phase.index > 0:
@@ -62,23 +67,26 @@ class RayHooks:
         if self.publisher is not None:
             self.publisher.reached = step + 1
         if self.rank == 0:
-            self._heed_notice()
+            self._heed_notice(step)
         asked, self._wish = self._wish, self.hub.wish.remote(step + 1)
         wish: Wish | None = asked and ray.get(asked)
+        if wish == "save":
+            self._save_at = None
         return wish
 
-    def _heed_notice(self) -> None:
+    def _heed_notice(self, step: int) -> None:
         """Have a checkpoint saved when a node of this group's is about to be taken away, once per notice.
 
         Ray Train tells each worker of the notice. `ray.train.get_preemption_info` gives it too, but has all ranks wait
         for each other, and every step would do that.
         """
         notice = get_train_context().preemption_context.preemption_info
-        if notice is None or notice == self._noticed:
-            return
-        self._noticed = notice
-        self.hub.request_save.remote()
-        self.hub.tell.remote(_told(notice))
+        if notice is not None and notice != self._noticed:
+            self._noticed, self._save_at = notice, step
+            self.hub.tell.remote(_told(notice))
+        if self._save_at is not None and step >= self._save_at:
+            self._save_at = step + _ASKED_AGAIN
+            self.hub.request_save.remote()
 
 
 def _told(notice: PreemptionInfo) -> str:

@@ -1,10 +1,9 @@
 """The one actor that all processes of a run know: weights with versions, admission of blocks, records, stop flag.
 
 It owns the published weights (an object dies with the process that owns it), so that rollouts outlive a trainer. It may
-die itself: Ray starts it again, calls that were under way are repeated, and rank 0, which keeps what it published last,
-begins anew (`Publisher`). What is lost then are records that the driver had not taken, half a second's worth. The rules
-are in `HubState`, `Stream` and `Measured`, which need no Ray; `Hub` adds the transport. Nothing that it is sent may
-import torch, which would make it start several seconds later.
+die itself: Ray starts it again, calls under way are repeated, and rank 0, which has what it published last, begins anew
+(`Publisher`); half a second's records are lost. The rules are in `HubState`, `Stream` and `Measured` and need no Ray;
+`Hub` adds the transport. Nothing that it is sent may import torch, which would make it start several seconds later.
 
 | who | calls | waits for |
 | --- | --- | --- |
@@ -15,7 +14,7 @@ import torch, which would make it start several seconds later.
 | Ray Train's controller, readers | failure, standing | nothing |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
 | streams' executors | pool_sizes, cannot_resize | nothing |
-| driver | drain, failure, words_of, request_stop, training_ended, resize | nothing |
+| driver | drain, failure, trainer_words, request_stop, training_ended, resize | nothing |
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ class HubState:
 
     def lacks(self, ask: Ask) -> Lack | None:
         """What an actor must wait for; None if it may go on."""
-        if self.phase != ask.phase:
+        if not 0 <= ask.phase == self.phase:  # there is none before a trainer has begun, nor behind the plan's end
             return "phase"
         if ask.block is None:
             return None
@@ -127,12 +126,12 @@ class HubState:
         return "save" if step == self.save_step else None
 
     def request_save(self) -> None:
-        """Let all ranks write a checkpoint at one step that none has passed."""
-        self.save_step = self.seen_step + 2
+        """Let all ranks write a checkpoint at one step that none has passed; to be asked for until it is wished."""
+        self.save_step = self.seen_step + 2 if self.begun else None  # else how far they are is not known
 
     def request_stop(self) -> None:
-        """Stop all ranks at one step that none has passed."""
-        if self.stop_step is None:
+        """Stop all ranks at one step that none has passed; to be asked for until they have."""
+        if self.stop_step is None and self.begun:
             self.stop_step = self.seen_step + 2
 
     def work(self) -> dict[str, float]:
@@ -224,6 +223,7 @@ class Hub:
         """See `HubState.begin`."""
         token = self.state.begin(start_step, streams, reached, now=time.time_ns())
         self._ranks.clear()
+        self.health.began()
         for name, stream in self.state.streams.items():  # of pools that told their sizes before
             stream.actors = self.sizing.actors(name) or stream.actors
         await self._notify()
@@ -291,9 +291,9 @@ class Hub:
         """See `Health.last_words`."""
         self.health.last_words(actor, words, hung=hung)
 
-    async def words_of(self, actor: str) -> str | None:
-        """See `Health.words_of`."""
-        return self.health.words_of(actor)
+    async def trainer_words(self) -> str | None:
+        """See `Health.trainer_words`."""
+        return self.health.trainer_words()
 
     async def fail(self, reason: str) -> None:
         """See `Health.fail`."""

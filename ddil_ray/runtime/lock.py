@@ -46,7 +46,7 @@ class RunLock:
     """
 
     def __init__(self, folder: RunFolder, say: Callable[[str], None], *, beat_s: float = 10.0) -> None:
-        self._fs, self._path, self._url = folder.fs, f"{folder.root}/{LOCK}", folder.url
+        self._folder, self._fs, self._path, self._url = folder, folder.fs, f"{folder.root}/{LOCK}", folder.url
         self._say, self._beat_s = say, beat_s
         me = psutil.Process()
         self._mine: dict[str, Any] = {
@@ -119,7 +119,7 @@ class RunLock:
             with contextlib.suppress(Exception):  # a storage that fails for a while is tried again
                 holder = self._read()
                 if holder is not None and not self._is_mine(holder):
-                    self._lost = holder
+                    self._lost, self._folder.others = holder, True
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self._write()

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ddil_ray.config import Role
-from ddil_ray.errors import RunFailedError
+from ddil_ray.errors import RunFailedError, first_line
 from ddil_ray.prepare import Execute, Job, Summary, begin, fill, stages, summary
 from ddil_ray.runtime.cluster import ray_session, role_alone
+from ddil_ray.storage import of_storage
 from ddil_ray.tracking import View
 
 __all__ = ["PrepareStage", "prepare"]
@@ -57,6 +58,13 @@ def prepare(job: Job, *, view: View, verbose: bool = False) -> Summary:
         except RunFailedError as error:
             raise RunFailedError(
                 f"Preparing failed: {error}. What is done is kept: the same command does the rest."
+            ) from error
+        except Exception as error:
+            if not of_storage(error):
+                raise
+            raise RunFailedError(
+                f"`output` must be reachable, but {job.store.url} failed: {first_line(error)}. What is done is kept: "
+                "the same command does the rest."
             ) from error
 
 

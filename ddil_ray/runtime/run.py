@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from ddil_ray.config import RunConfig, config_hash, flatten, to_yaml
 from ddil_ray.errors import ConfigError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
 from ddil_ray.factory import code_allowed
-from ddil_ray.folder import RunFolder, environment, write_json
+from ddil_ray.folder import RunFolder, environment, write_json, write_whole
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
 from ddil_ray.runtime.lock import RunLock
@@ -27,8 +29,8 @@ from ddil_ray.runtime.object_store import store_bytes
 from ddil_ray.runtime.resume import resumed_config
 from ddil_ray.runtime.retention import Retention
 from ddil_ray.runtime.scaling import Scaling
-from ddil_ray.runtime.signals import Signals
-from ddil_ray.runtime.storage import CheckpointStore
+from ddil_ray.runtime.signals import Signals, ended_by_signals
+from ddil_ray.runtime.storage import CheckpointStore, Saved
 from ddil_ray.runtime.watch import Watch
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, RunInfo, View, read_journal
 from ddil_ray.training.checkpoint import LEARNER, read_rounds
@@ -86,8 +88,13 @@ def distill(
     if config.evaluation.enabled and benchmark is None:
         check_instruments(config.evaluation, made.data, made.teacher)
     folder = RunFolder(config.output, config.name)
-    with RunLock(folder, view.say):
-        return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
+    try:
+        with RunLock(folder, view.say), ended_by_signals():
+            return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
+    except SystemExit:
+        raise RunStoppedError(
+            f"Stopped by SIGTERM outside training; what was saved is there. {_go_on(folder)}", signal=signal.SIGTERM
+        ) from None
 
 
 def _distill(
@@ -111,7 +118,7 @@ def _distill(
     else:  # of a run that failed before its first checkpoint
         for name in ("metrics.jsonl", "tracking.json"):
             (folder.local / name).unlink(missing_ok=True)
-    (folder.local / "config.yaml").write_text(to_yaml(config))
+    write_whole(LocalFileSystem(), str(folder.local / "config.yaml"), to_yaml(config).encode())
     surroundings = environment(config.seed)
     write_json(folder.local / "environment.json", surroundings)
     folder.sync_soon(view.say)
@@ -127,7 +134,7 @@ def _distill(
             with folder.filling(f"write them with `ddil-ray distill --resume {folder.url}`"):
                 result = _results(fitted, made, rounds, folder, benchmark, tracker.tracker.look())
         status = "finished"
-    except RunStoppedError:
+    except (RunStoppedError, SystemExit, KeyboardInterrupt):
         status = "stopped"
         raise
     finally:
@@ -192,14 +199,13 @@ def _fitted(config: RunConfig) -> Recipe:
 
 def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> dict[int, DiffusionModel]:
     """Train to the end on the connected Ray, unless that was done before; the students of all phases."""
-    store, received = CheckpointStore(f"{folder.url}/checkpoints"), None
-    newest, total = store.newest(view.say), recipe.config.trainer.steps * len(made.objective.phases)
+    store, received, total = CheckpointStore(f"{folder.url}/checkpoints"), None, _steps(recipe, made)
+    newest, go_on = _newest(store, folder, view), _go_on(folder)
     if newest is None or newest.step < total:
         received = _run_parts(recipe, made, store, folder, view)
-        newest = store.newest(view.say)
+        newest = _newest(store, folder, view)
     if newest is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
-    go_on = f"Go on with `ddil-ray distill --resume {folder.url}`."
     if newest.step < total and received is None:
         raise RunFailedError(f"Training has ended, but the newest whole checkpoint is of step {newest.step}. {go_on}")
     if newest.step < total and received is not None:
@@ -208,8 +214,22 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
             f"{go_on}",
             signal=received,
         )
-    with store.fetched(newest, LEARNER) as learner:
-        return round_models(recipe.student_of(made.teacher), read_rounds(learner))
+    with folder.reaching(go_on), store.fetched(newest, LEARNER) as learner:
+        rounds = read_rounds(learner)
+    return round_models(recipe.student_of(made.teacher), rounds)
+
+
+def _steps(recipe: Recipe, made: Ingredients) -> int:
+    return recipe.config.trainer.steps * len(made.objective.phases)
+
+
+def _go_on(folder: RunFolder) -> str:
+    return f"Go on with `ddil-ray distill --resume {folder.url}`."
+
+
+def _newest(store: CheckpointStore, folder: RunFolder, view: View) -> Saved | None:
+    with folder.reaching(_go_on(folder)):
+        return store.newest(view.say)
 
 
 def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder: RunFolder, view: View) -> int | None:
@@ -220,6 +240,8 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     from ddil_ray.runtime.monitor import MonitorHandle
 
     config = recipe.config
+    with folder.reaching(_go_on(folder)):
+        attempt = max(store.attempts(), default=0) + 1
     measure_every = config.shift.every if config.shift.enabled else None
     hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
@@ -230,7 +252,7 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
         prune = Retention(store, config.checkpoint, folder.local / "metrics.jsonl", view.say)
         watch = Watch(hub, view, signals, folder, RunMetrics(config.name, known), monitor, scaling, prune)
         try:
-            _fit(recipe, made, store, context, watch)
+            _fit(recipe, made, store, attempt, context, watch)
             if monitor is not None and signals.received is None:
                 monitor.finish(watch)
                 watch()
@@ -261,8 +283,10 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
     )
 
 
-def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: RunContext, watch: Any) -> None:
-    """Run Ray Train in a thread, calling `watch` until it ends."""
+def _fit(
+    recipe: Recipe, made: Ingredients, store: CheckpointStore, attempt: int, context: RunContext, watch: Any
+) -> None:
+    """Run Ray Train in a thread, calling `watch` until it ends; its checkpoints are of `attempt`."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -270,8 +294,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
     from ddil_ray.runtime.verdict import Judge, explain
     from ddil_ray.runtime.worker import train_worker
 
-    config, attempts = recipe.config, store.attempts()
-    filesystem, path = store.filesystem()
+    config, (filesystem, path) = recipe.config, store.filesystem()
     phases, gpus = len(made.objective.phases), float(config.trainer.num_gpus)
     trainer = TorchTrainer(
         train_worker,
@@ -292,7 +315,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
             label_selector=dict(config.trainer.label_selector) or None,
         ),
         run_config=RunConfig(
-            name=f"attempt-{attempts[-1] + 1 if attempts else 1}",
+            name=f"attempt-{attempt}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
@@ -312,6 +335,7 @@ def _fit(recipe: Recipe, made: Ingredients, store: CheckpointStore, context: Run
     while thread.is_alive():
         thread.join(_POLL_S)
         watch()
+    watch()  # what was told in the end
     if failure:
         raise RunFailedError(explain(failure[0], watch.trainer_words())) from failure[0]
 

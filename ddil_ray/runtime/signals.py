@@ -1,13 +1,32 @@
-"""Signals of a run: the first one asks it to stop after a last checkpoint, the second interrupts at once."""
+"""Signals of a run: in training the first asks it to stop after a last checkpoint, the second interrupts at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "ended_by_signals"]
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within this SIGTERM raises `SystemExit`, as SIGINT does `KeyboardInterrupt`, so that what is open is closed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Signals:

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from ddil_ray.runtime.context import RunContext
+from ddil_ray.runtime.health import TRAINER
 from ddil_ray.runtime.watchdog import Watchdog
 
 __all__ = ["BLOCK_TIMES", "STEP_TIMES", "trainer_name", "trainer_watchdog"]
@@ -20,7 +21,7 @@ _TOLD_S = 30.0
 
 def trainer_name(rank: int) -> str:
     """What the hub knows the last words of a trainer's process by."""
-    return f"trainer-{rank}"
+    return f"{TRAINER}{rank}"
 
 
 def trainer_watchdog(context: RunContext, rank: int) -> Watchdog:

@@ -15,7 +15,6 @@ from ddil_ray.runtime.advice import Advisor
 from ddil_ray.runtime.metrics import RunMetrics
 from ddil_ray.runtime.scaling import Scaling
 from ddil_ray.runtime.signals import Signals
-from ddil_ray.runtime.waits import trainer_name
 from ddil_ray.tracking import Journal, View
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ class Watch:
         self._metrics, self._scaling, self._prune, self._told = metrics, scaling, prune, set[str]()
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
         self._failed_at: float | None = None
+        self._draining: Any = None
         self._journal, self._advisor = Journal(folder.local / "metrics.jsonl", view.say), Advisor(view.say)
 
     def __call__(self) -> bool:
@@ -64,7 +64,7 @@ class Watch:
             self._view.say("Stopping after a last checkpoint; once more to stop at once.")
         if self._signals.received is not None:
             self._hub.request_stop.remote()  # each time: a hub that was started again knows of none
-        self._take(self._asked(self._hub.drain) or [])
+        self._take(self._drained())
         self._heed(self._asked(self._hub.failure))
         self._scaling.watch()
         if self._monitor is not None:
@@ -72,14 +72,26 @@ class Watch:
         return self._signals.received is None
 
     def trainer_words(self) -> str | None:
-        """Why the trainer's first process ended itself, if it was that which ended training."""
-        words: str | None = self._asked(self._hub.words_of, trainer_name(0))
+        """Why a process of the trainer ended itself, if it was that which ended training."""
+        words: str | None = self._asked(self._hub.trainer_words)
         return words
 
-    def _asked(self, method: Any, *arguments: Any) -> Any:
+    def _drained(self) -> list[dict[str, Any]]:
+        """The records that the hub has, or had when it was asked before and was too slow."""
+        self._draining = self._draining or self._hub.drain.remote()
+        try:
+            taken: list[dict[str, Any]] = ray.get(self._draining, timeout=_PATIENCE_S)
+        except ray.exceptions.GetTimeoutError:
+            return []
+        except ray.exceptions.RayActorError:
+            taken = []
+        self._draining = None
+        return taken
+
+    def _asked(self, method: Any) -> Any:
         """What the hub answers; None while it is being started again, or the fit thread tells why not."""
         try:
-            return ray.get(method.remote(*arguments), timeout=_PATIENCE_S)
+            return ray.get(method.remote(), timeout=_PATIENCE_S)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return None
 

@@ -155,6 +155,16 @@ def test_results_that_find_no_room_say_where_and_how_much_there_is(small_disk):
         raise KeyError
 
 
+def test_a_storage_that_fails_after_the_run_has_begun_is_one_message(tmp_path):
+    folder = RunFolder(str(tmp_path), "a")
+    with pytest.raises(RunFailedError) as failed, folder.reaching("Go on."):
+        folder.fs.cat_file(f"{folder.root}/gone")
+    assert str(failed.value).startswith(f"`output` must be reachable, but {tmp_path}/a failed: [Errno 2] No such file")
+    assert str(failed.value).endswith("What was saved is there. Go on.")
+    with pytest.raises(ConfigError, match="format"), folder.reaching("Go on."):
+        raise ConfigError("format")
+
+
 def test_a_command_whose_disk_is_full_says_so_in_one_line_with_exit_code_one(small_disk, capsys):
     place = small_disk("256k")
     overrides = ("trainer.steps=2", f"output={place}", "name=a")

@@ -16,6 +16,7 @@ import pytest
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.lock import LOCK, RunLock
+from ddil_ray.runtime.signals import ended_by_signals
 
 HOLD = """
 import sys, time
@@ -124,6 +125,52 @@ def test_a_run_that_lost_its_lock_stops_and_says_to_whom(folder):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert content(folder)["token"] == "other"
+
+
+def test_a_run_that_lost_its_lock_copies_nothing_over_the_files_of_the_other(tmp_path):
+    """The storage has what the other run wrote; this one still ends its writing as every run does."""
+    url = f"memory://{tmp_path}"
+    folder = RunFolder(url, "mine")
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+    def run():
+        with RunLock(folder, pytest.fail, beat_s=0.05):
+            folder.fs.pipe_file(f"{folder.root}/metrics.jsonl", b"of the other")
+            while not folder.others:
+                folder.fs.pipe_file(f"{folder.root}/{LOCK}", json.dumps(_taken(folder)).encode())
+                time.sleep(0.01)
+            (folder.local / "metrics.jsonl").write_text("of this one")
+            assert folder.finish() is None
+
+    try:
+        with pytest.raises(RunFailedError):
+            run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert folder.fs.cat_file(f"{folder.root}/metrics.jsonl") == b"of the other"
+
+
+def _taken(folder):
+    return json.loads(folder.fs.cat_file(f"{folder.root}/{LOCK}")) | {"token": "other", "host": "far"}
+
+
+def test_a_run_that_loses_its_lock_outside_training_ends_as_by_an_error(folder):
+    """There SIGTERM has no meaning of its own, and by default it would end the process without a word."""
+    closed = []
+
+    def run():
+        with RunLock(folder, pytest.fail, beat_s=0.05), ended_by_signals():
+            taken = content(folder) | {"token": "other", "host": "far"}
+            try:
+                while True:
+                    Path(folder.url, LOCK).write_text(json.dumps(taken))
+                    time.sleep(0.01)
+            finally:
+                closed.append(True)
+
+    with pytest.raises(RunFailedError, match=r"must be the only one of its name"):
+        run()
+    assert closed
 
 
 def test_of_many_that_start_at_once_one_has_it(tmp_path):

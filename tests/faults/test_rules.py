@@ -323,6 +323,15 @@ def test_what_would_fail_again_is_not_tried_again(error, again):
     assert would_fail_again(error) is again
 
 
+def test_what_a_trainer_said_is_forgotten_when_it_begins_again():
+    health = Health()
+    health.last_words("trainer-1", "hung: step 7 for 1801 s", hung=True)
+    health.last_words("a", "hung: block 7", hung=True)
+    assert health.trainer_words() == "hung: step 7 for 1801 s"
+    health.began()
+    assert health.trainer_words() is None
+
+
 @pytest.mark.parametrize(
     "words",
     [

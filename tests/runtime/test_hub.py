@@ -117,6 +117,7 @@ def test_rows_are_counted_and_what_lies_ahead_is_weighed_by_the_newest_block_tha
 
 def test_all_ranks_stop_at_one_step_that_none_has_passed():
     hub = HubState()
+    hub.begin(0, {}, 3, now=1)
     assert hub.wish(4) is None
     assert hub.wish(5) is None
     hub.request_stop()
@@ -128,12 +129,27 @@ def test_all_ranks_stop_at_one_step_that_none_has_passed():
 
 def test_all_ranks_save_once_at_one_step_that_none_has_passed_and_go_on():
     hub = HubState()
+    hub.begin(0, {}, 3, now=1)
     hub.wish(5)
     hub.request_save()
     assert [[step for step in range(5, 12) if hub.wish(step) == "save"] for rank in (0, 1)] == [[7], [7]]
     hub.request_save()
-    hub.begin(0, {}, 3, now=1)
+    hub.begin(0, {}, 3, now=2)
     assert {hub.wish(step) for step in range(3, 20)} == {None}, "a group that began anew has had no notice"
+
+
+def test_a_hub_that_was_started_again_names_no_step_before_it_knows_how_far_ranks_are():
+    hub = HubState()
+    hub.request_stop()
+    hub.request_save()
+    assert [hub.wish(step) for step in (40, 41)] == [None, None]
+    hub.begin(0, {}, 42, now=1)
+    hub.request_stop()
+    assert hub.stop_step == 44
+
+
+def test_a_hub_that_was_started_again_lets_a_block_beyond_the_plan_wait():
+    assert HubState().lacks(Ask("student", -1, 7, known=(-1, -1))) == "phase"
 
 
 def test_records_beyond_what_is_kept_leave_oldest_first():

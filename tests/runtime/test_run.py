@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.errors import ConfigError, RunStoppedError
@@ -17,7 +19,7 @@ from ddil_ray.runtime.context import anchored
 from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.runtime.stages import stream_plan
 from ddil_ray.states.batch import Origin
-from ddil_ray.tracking import read_journal
+from ddil_ray.tracking import View, read_journal
 from ddil_ray.training.checkpoint import read_shared
 from ddil_ray.training.inline import distill_inline
 from ddil_ray.training.recipe import Recipe
@@ -225,6 +227,17 @@ def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir):
     steps = [r["step"] for r in _training(config)]
     assert steps[-1] == 300
     assert before <= next(b for a, b in zip(steps, steps[1:], strict=False) if b > before) <= before + 4
+
+
+@pytest.mark.slow
+def test_a_signal_outside_training_ends_the_run_and_resuming_measures(run_dir):
+    out = io.StringIO()
+    config = small_run(output=run_dir, evaluation={**EVALUATION, "steps": [2], "num_samples": 1000})
+    when(lambda: "Trained; measuring" in out.getvalue(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(RunStoppedError, match=r"SIGTERM outside training.*--resume") as stopped:
+        distill(config, view=View(Console(file=out, width=200)))
+    assert stopped.value.exit_code == 143
+    assert distill(resumed_config(str(Path(config.output, config.name)), []), resume=True).scores["student"]
 
 
 def test_bad_input_is_known_before_an_actor_starts(run_dir):
