@@ -82,10 +82,10 @@ class Story:
 class Run:
     """The command, started again with `--resume` when it was killed."""
 
-    def __init__(self, folder: Path, name: str, overrides: Sequence[str]) -> None:
-        self.folder, self._settings = folder / name, [*overrides, f"output={folder}", f"name={name}"]
+    def __init__(self, folder: Path, name: str, preset: str, overrides: Sequence[str]) -> None:
+        self.folder, self._settings = folder / name, [preset, *overrides, f"output={folder}", f"name={name}"]
         self._log = (folder / f"{name}.log").open("a")
-        self._start("distill", "digits-pd", *self._settings)
+        self._start("distill", *self._settings)
 
     def _start(self, *arguments: str) -> None:
         command = [str(Path(sys.executable).with_name("ddil-ray")), *arguments]
@@ -93,8 +93,8 @@ class Run:
 
     def resume(self) -> None:
         """Go on where the last checkpoint is, or anew where there is none."""
-        again = ["--resume", str(self.folder)] if (self.folder / "checkpoints").exists() else ["digits-pd"]
-        self._start("distill", *again, *([] if again[0] == "--resume" else self._settings))
+        begun = (self.folder / "checkpoints").exists()
+        self._start("distill", *(["--resume", str(self.folder)] if begun else self._settings))
 
     def records(self) -> list[dict[str, float]]:
         """Of the journal."""
@@ -270,7 +270,7 @@ def frechet(folder: Path) -> float:
 
 
 def settings(steps: int) -> list[str]:
-    """Of the run of digits-pd that is soaked, with `steps` updates per round."""
+    """Of the run that is soaked, with `steps` updates per round."""
     return [
         f"trainer.steps={steps}",
         "trainer.max_failures=1000",
@@ -280,11 +280,11 @@ def settings(steps: int) -> list[str]:
     ]
 
 
-def soaked(folder: Path, name: str, *, steps: int, seed: int, whole: bool = True, **kills: Any) -> Any:
+def soaked(folder: Path, name: str, *, preset: str, steps: int, seed: int, whole: bool = True, **kills: Any) -> Any:
     """Go through a run, and say what is broken: its `Story` and `figures`; `kills` as of `follow`."""
-    config = load_config("digits-pd", settings(steps), kind=RunConfig)
+    config = load_config(preset, settings(steps), kind=RunConfig)
     until = math.inf if whole else steps * len(config.objective.student_steps)
-    run = Run(folder.resolve(), f"{name}-{seed}-{time.time_ns()}", settings(steps))
+    run = Run(folder.resolve(), f"{name}-{seed}-{time.time_ns()}", preset, settings(steps))
     story = follow(run, seed=seed, until=until, **kills)
     records, bound = run.records(), Recipe(config).ingredients().max_staleness
     story.broken += broken_in(records, bound=bound, reuse=config.replay.reuse)
@@ -304,6 +304,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="folder for both runs and soak.json")
+    parser.add_argument("--preset", default="digits-pd", help="what is distilled; one with rounds")
     parser.add_argument("--steps", type=int, default=900, help="updates per round; 4 rounds")
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
@@ -313,7 +314,7 @@ def main() -> None:
     parser.add_argument("--still", type=Path, help="soak.json of as many steps, whose undisturbed part is taken")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    how = {"steps": args.steps, "every_s": tuple(args.every), "seed": args.seed}
+    how = {"preset": args.preset, "steps": args.steps, "every_s": tuple(args.every), "seed": args.seed}
     before = json.loads(args.still.read_text()) if args.still else {}
     found = {"undisturbed": before.get("undisturbed") or soaked(args.output, "undisturbed", kinds=[], **how)}
     found["disturbed"] = soaked(
