@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,7 +22,7 @@ from ddil_ray.config import ChainConfig, ConfigTree, RunConfig, deciding, teache
 from ddil_ray.config.chain import LINKS, STUDENTS
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
-from ddil_ray.folder import write_whole
+from ddil_ray.folder import run_url, write_whole
 from ddil_ray.redact import redact
 from ddil_ray.storage import open_url
 from ddil_ray.training.manifest import sha256
@@ -79,9 +78,7 @@ class Chain:
 
     def __init__(self, config: ChainConfig) -> None:
         self.config = config
-        remote = "://" in config.output
-        place = f"{config.output.rstrip('/')}/{config.name}" if remote else Path(config.output, config.name).resolve()
-        self.url = str(place)
+        self.url = run_url(config.output, config.name)
         with self._reaching():
             self._fs, self._root = open_url(self.url)
         self._done: dict[str, Stage] = {}

@@ -21,7 +21,7 @@ from ddil_ray.mirror import Mirror
 from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
-__all__ = ["PART", "RunFolder", "check_writable", "environment", "write_json", "write_whole"]
+__all__ = ["PART", "RunFolder", "check_writable", "environment", "reading", "run_url", "write_json", "write_whole"]
 
 PART = ".part"
 """What names of local files end with that are being written, and are not copied."""
@@ -42,7 +42,7 @@ class RunFolder:
 
     def __init__(self, output: str, name: str) -> None:
         self.remote = "://" in output
-        self.url = f"{output.rstrip('/')}/{name}" if self.remote else str(Path(output, name).resolve())
+        self.url = run_url(output, name)
         try:
             self.fs, self.root = open_url(self.url)
             if self.remote:
@@ -69,7 +69,7 @@ class RunFolder:
         Raises:
             ConfigError: the output cannot be read.
         """
-        with self._reading():
+        with reading(self.url):
             self.fs.invalidate_cache()  # other processes write here
             return bool(self.fs.exists(f"{self.root}/{name}"))
 
@@ -81,17 +81,8 @@ class RunFolder:
         """
         for name in names:
             if self.remote and self.has(name):
-                with self._reading():
+                with reading(self.url):
                     self.fs.get_file(f"{self.root}/{name}", str(self.local / name))
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # every filesystem has errors of its own
-            raise ConfigError(
-                f"`output` must be readable, but {self.url} failed: {first_line(error)}. Try again when it is."
-            ) from error
 
     @contextmanager
     def reaching(self, then: str) -> Iterator[None]:
@@ -174,6 +165,26 @@ class RunFolder:
             if self._sent.get(name) != state:
                 found[name] = state
         return found
+
+
+def run_url(output: str, name: str) -> str:
+    """Where the folder of a run is: an absolute path, or a URL."""
+    return f"{output.rstrip('/')}/{name}" if "://" in output else str(Path(output, name).resolve())
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Read in the run folder at `url` within this.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:  # every filesystem has errors of its own
+        raise ConfigError(
+            f"`output` must be readable, but {url} failed: {first_line(error)}. Try again when it is."
+        ) from error
 
 
 def check_writable(fs: Any, folder: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commandlines import parsed
 
 from ddil_ray.config import RunConfig, load_config
 
@@ -117,9 +118,9 @@ def _run(config: str, *overrides: str) -> RunConfig:
 
 def _rayjob(name: str) -> Artefact:
     spec = kustomized(name)["RayJob"]["spec"]
-    program, command, config, *overrides = shlex.split(spec["entrypoint"])
-    assert (program, command, config) == ("ddil-ray", "distill", "/etc/ddil-ray/run.yaml")
-    return Artefact(load_config(RUN, overrides), _kuberay(spec["rayClusterSpec"]))
+    given = parsed(shlex.split(spec["entrypoint"])).params
+    assert given["config"] == "/etc/ddil-ray/run.yaml"
+    return Artefact(load_config(RUN, given["overrides"] or []), _kuberay(spec["rayClusterSpec"]))
 
 
 def _kuberay(spec: dict[str, Any]) -> list[Pool]:
@@ -177,13 +178,14 @@ def _slurm() -> Artefact:
 def _skypilot() -> Artefact:
     (task,) = documents(CLUSTER / "skypilot.yaml")
     words = shlex.split(task["run"][task["run"].index("ddil-ray distill") :].replace("\\\n", " "))
-    overrides = [word for word in words[3:] if "$" not in word]
+    given = parsed(words).params
+    overrides = [override for override in given["overrides"] if "$" not in override]
     machine, _, gpus = task["resources"]["accelerators"].partition(":")
     labels = re.findall(r"--labels=pool=(\w+)", task["run"])
     assert len(labels) == task["num_nodes"]
     cpus = float(task["resources"]["cpus"].rstrip("+"))
     pools = [Pool({"pool": label}, 1, 1, cpus, int(gpus), machine.lower()) for label in labels]
-    return Artefact(_run(words[2], *overrides), pools)
+    return Artefact(_run(given["config"], *overrides), pools)
 
 
 def strict(schema: Any) -> Any:

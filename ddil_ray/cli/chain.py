@@ -156,11 +156,10 @@ def _prepare(chain: Chain, stage: Stage, verbose: bool) -> None:
 
 
 def _distill(chain: Chain, stage: Stage, verbose: bool) -> None:
-    from ddil_ray.folder import RunFolder
+    from ddil_ray.runtime.resume import begun
     from ddil_ray.runtime.run import distill
 
-    resume = RunFolder(chain.url, stage.folder).has("checkpoints")
-    distill(stage.config, resume=resume, verbose=verbose)
+    distill(stage.config, resume=begun(stage.config), verbose=verbose)
 
 
 def _evaluate(chain: Chain, stage: Stage, verbose: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +10,13 @@ from ddil_ray.cli.memory import memory_of, print_memory
 from ddil_ray.cli.options import AllowCode, AsJson, Overrides, Verbose, print_json, print_lines, print_table
 from ddil_ray.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ddil_ray.config import RunConfig
+
 __all__ = ["distill"]
+
+_ENDING_S = 300.0
+"""What a process that was told to end may need for it: the time of a pod, and that in which a dead one is found out."""
 
 
 def distill(
@@ -22,6 +28,9 @@ def distill(
         bool, typer.Option("--dry-run", help="Check everything, print the plan, start nothing.")
     ] = False,
     resume: Annotated[str | None, typer.Option(help="Run folder to go on with, in place of CONFIG.")] = None,
+    resume_if_begun: Annotated[
+        bool, typer.Option("--resume-if-begun", help="Go on where CONFIG's run folder holds checkpoints.")
+    ] = False,
     verbose: Verbose = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
@@ -37,6 +46,8 @@ def distill(
     `ddil-ray distill my.yaml --dry-run`
 
     `ddil-ray distill --resume runs/digits-pd`
+
+    `ddil-ray distill my.yaml --resume-if-begun`, for what starts a command again by itself
     """
     from ddil_ray.config import RunConfig, load_config
     from ddil_ray.training.recipe import Recipe
@@ -50,14 +61,15 @@ def distill(
         raise ConfigError("CONFIG must be given, but is missing. Name a YAML file, or a preset such as digits-pd.")
     else:
         run = load_config(config, settings, kind=RunConfig)
+    goes_on = resume is not None or (resume_if_begun and _goes_on(run, wait=not dry_run))
     if dry_run:
-        _print_plan(plan_of(Recipe(run)), as_json=as_json)
+        _print_plan({**plan_of(Recipe(run)), "goes_on": goes_on}, as_json=as_json)
         return
 
     from ddil_ray.results import score_table
     from ddil_ray.runtime.run import distill as distill_on_ray
 
-    result = distill_on_ray(run, resume=resume is not None, verbose=verbose)
+    result = distill_on_ray(run, resume=goes_on, verbose=verbose)
     if as_json:
         print_json({"folder": result.folder, "scores": result.scores})
         return
@@ -72,6 +84,22 @@ def distill(
         *([f"tracked  {result.look}"] if result.look else []),
         *([f"next     ddil-ray sample {result.folder}/student --steps {steps} --out samples.png"] if loadable else []),
     )
+
+
+def _goes_on(run: RunConfig, *, wait: bool) -> bool:
+    """Whether the run has begun in its folder, as what it is; `wait` for another process that ends there."""
+    from ddil_ray.config import RunConfig, load_config
+    from ddil_ray.folder import RunFolder, run_url
+    from ddil_ray.runtime.lock import RunLock
+    from ddil_ray.runtime.resume import begun, check_same_run
+    from ddil_ray.tracking import View
+
+    if wait:
+        RunLock(RunFolder(run.output, run.name), View().say).wait(_ENDING_S)
+    if not begun(run):
+        return False
+    check_same_run(load_config(f"{run_url(run.output, run.name)}/config.yaml", kind=RunConfig), run)
+    return True
 
 
 def plan_of(recipe: Any) -> dict[str, Any]:
@@ -108,7 +136,7 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
         print_json(plan)
         return
     print_lines(
-        f"run       {plan['run']}",
+        f"run       {plan['run']}{', which goes on' if plan['goes_on'] else ''}",
         f"teacher   {plan['teacher']['model']}, samples of shape {tuple(plan['teacher']['sample_shape'])}",
         f"data      {plan['data']['name']}, {plan['data']['images']} images",
         f"staleness at most {plan['max_staleness']} steps",

@@ -60,6 +60,15 @@ class RunLock:
         self._lost: dict[str, Any] | None = None
         self._ended = threading.Event()
 
+    def wait(self, seconds: float) -> None:
+        """Until no live process has it, and no longer than this: one that was told to end saves a checkpoint first."""
+        deadline, told = time.monotonic() + seconds, False
+        while (holder := self._read()) is not None and not self._is_dead(holder) and time.monotonic() < deadline:
+            if not told:
+                self._say(f"Waiting for the end of another process, for {seconds:g} s at most: {self._active(holder)}.")
+                told = True
+            time.sleep(self._beat_s / 2)
+
     def __enter__(self) -> RunLock:
         for _ in range(_TRIES):
             if self._create():

@@ -8,9 +8,11 @@ from typing import Any, Literal
 from ddil_ray.config import RunConfig, load_config
 from ddil_ray.config.restored import check_complete
 from ddil_ray.errors import ConfigError
+from ddil_ray.folder import reading, run_url
 from ddil_ray.redact import redacted
+from ddil_ray.storage import open_url
 
-__all__ = ["RESUMED", "Kind", "changes", "kind_of", "resumed_config"]
+__all__ = ["RESUMED", "Kind", "begun", "changes", "check_same_run", "kind_of", "resumed_config"]
 
 Kind = Literal["identity", "elastic", "cosmetic"]
 """What a setting is to a run that goes on: `identity` must stay, as the checkpoint, the plan of states or what the run
@@ -78,6 +80,32 @@ def changes(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {path: (old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)}
 
 
+def begun(config: RunConfig) -> bool:
+    """Whether there is something to go on from in the folder of a run: it holds checkpoints.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    url = run_url(config.output, config.name)
+    with reading(url):
+        fs, root = open_url(url)
+        fs.invalidate_cache()  # other processes write here
+        return bool(fs.exists(f"{root}/checkpoints"))
+
+
+def check_same_run(before: RunConfig, after: RunConfig) -> None:
+    """See that what `before` has begun can go on as `after` says.
+
+    Raises:
+        ConfigError: `after` is another run; names all settings that make it one.
+    """
+    wrong = {path: pair for path, pair in changes(before, after).items() if kind_of(path) == "identity"}
+    if wrong:
+        lines = [f"`{path}` of a resumed run must stay {a!r}, but is {b!r} instead." for path, (a, b) in wrong.items()]
+        reason = "The checkpoint, or the plan of the run, depends on it. Start a new run to change it."
+        raise ConfigError("\n".join([*lines, reason]))
+
+
 def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
     """The config of the run in `run_dir`, to go on with.
 
@@ -90,11 +118,7 @@ def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
     place = [f"output={json.dumps(parent or slash or '.')}", f"name={json.dumps(name)}"]
     config = load_config(config_file, [*overrides, *place], kind=RunConfig)
     check_complete(config)
-    wrong = {path: pair for path, pair in changes(before, config).items() if kind_of(path) == "identity"}
-    if wrong:
-        lines = [f"`{path}` of a resumed run must stay {a!r}, but is {b!r} instead." for path, (a, b) in wrong.items()]
-        reason = "The checkpoint, or the plan of the run, depends on it. Start a new run to change it."
-        raise ConfigError("\n".join([*lines, reason]))
+    check_same_run(before, config)
     return config
 
 

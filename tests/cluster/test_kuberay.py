@@ -9,6 +9,7 @@ import copy
 import gzip
 import json
 import re
+import shlex
 from decimal import Decimal
 
 import jsonschema
@@ -16,6 +17,7 @@ import kubernetes_validate
 import pytest
 import ray
 from clusters import KUBERAY, SCHEMAS, documents, kustomized, strict
+from commandlines import parsed
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
@@ -231,7 +233,7 @@ def test_a_job_is_one_that_kuberay_takes(name):
     assert spec["submissionMode"] == "K8sJobMode"
     assert spec["shutdownAfterJobFinishes"]  # else it may not be suspended, nor does its cluster go
     assert spec["ttlSecondsAfterFinished"] >= 0
-    assert spec["backoffLimit"] == 0  # a second try would find the name of the run taken
+    assert spec["backoffLimit"] == 0
     assert "clusterSelector" not in spec
 
 
@@ -261,6 +263,13 @@ def test_a_pod_has_the_time_that_a_stopped_job_has_for_its_checkpoint():
     head = pods(cluster_spec("base"))[0]["spec"]
     (wait,) = [v["value"] for v in head["containers"][0]["env"] if v["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
     assert head["terminationGracePeriodSeconds"] > int(wait)
+
+
+@pytest.mark.parametrize("name", ["job", "kueue"])
+def test_a_job_that_is_started_again_goes_on(name):
+    """As Kueue starts one that it preempted: with the same entrypoint, in a run folder with checkpoints."""
+    entrypoint = kustomized(name)["RayJob"]["spec"]["entrypoint"]
+    assert parsed(shlex.split(entrypoint)).params["resume_if_begun"]
 
 
 def test_kueue_gets_a_job_of_fixed_size_that_waits():

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import botocore.session
@@ -152,6 +153,7 @@ def test_what_stays_at_home_is_not_sent_along(name):
     config = launcher(name)
     assert {".git", ".venv", "runs"} <= set(config["rsync_exclude"])
     assert config["rsync_filter"] == [".gitignore"]
+    assert "auth_token" not in config["rsync_exclude"]  # which holds for the token's own file, too
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, "skypilot"])
@@ -194,6 +196,7 @@ def test_the_task_of_skypilot_is_sound_shell_and_has_no_secret():
     (task,) = documents(CLUSTER / "skypilot.yaml")
     assert task["secrets"] == {"RAY_AUTH_TOKEN": None}
     assert not [name for name in task["envs"] if re.search("(?i)token|secret|password|key", name)]
-    done = subprocess.run(["bash", "-n", "-c", task["run"]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [Path(sys.executable).parent / "shellcheck", "--shell=bash", "-"]
+    done = subprocess.run(command, input=task["run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
     assert "ray stop" not in task["run"]

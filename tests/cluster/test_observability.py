@@ -81,6 +81,7 @@ def test_a_link_of_an_alert_leads_to_its_section_and_every_section_has_an_alert(
     assert {start for start, _, _ in links} == {"{{ $externalLabels.runbooks }}"}
     assert {anchor for _, _, anchor in links} == sections
     assert len(sections) == len(ALERTS)
+    assert "`spec.externalLabels.runbooks`" in text  # where there is no prometheus.yml
     (config,) = documents(FOLDER / "prometheus.yml")
     page = config["global"]["external_labels"]["runbooks"].rpartition("/")[2]
     assert page == PAGE.with_suffix(".html").name

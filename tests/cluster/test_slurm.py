@@ -126,6 +126,12 @@ def test_a_head_that_trains_and_nodes_that_roll_out_are_started_and_then_the_run
     until(log, "ended start --head")
 
 
+def test_a_job_that_comes_back_from_the_queue_goes_on(job):
+    start, log = job
+    assert start("mine.yaml", FINISHES="0", SLURM_RESTART_COUNT="1").wait(60) == 0
+    assert "ddil-ray distill mine.yaml --resume-if-begun at node-1:6379 with token" in lines(log)
+
+
 def test_more_nodes_that_train_are_workers_of_the_same_pool(job):
     start, log = job
     assert start("mine.yaml", FINISHES="0", SLURM_JOB_NUM_NODES_HET_GROUP_0="3").wait(60) == 0

@@ -66,6 +66,22 @@ def test_a_second_run_of_a_name_is_told_who_has_it(folder, other):
         assert content(folder)["pid"] == os.getpid()
 
 
+def test_a_run_may_wait_for_the_end_of_another_and_for_so_long_only(folder, other):
+    said = []
+    lock = RunLock(folder, said.append, beat_s=0.2)
+    lock.wait(0.5)
+    assert content(folder)["pid"] == other.pid
+    ending = threading.Timer(0.5, other.communicate, [""])
+    ending.start()
+    lock.wait(60)
+    ending.join()
+    assert not Path(folder.url, LOCK).exists()
+    assert len(said) == 2
+    assert f"Waiting for the end of another process, for 60 s at most: {folder.url} is active" in said[1]
+    lock.wait(60)
+    assert len(said) == 2
+
+
 def test_the_lock_of_a_killed_run_is_taken_over_at_once(folder, other):
     other.kill()
     other.wait()

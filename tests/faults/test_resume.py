@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import os
 import signal
 from dataclasses import dataclass, field, replace
@@ -11,13 +13,14 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 import torch
+from commands import run
 from pydantic import BaseModel
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
 
 from ddil_ray.config import RunConfig, to_yaml
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.hooks import _phase_teacher
-from ddil_ray.runtime.resume import RESUMED, kind_of, resumed_config
+from ddil_ray.runtime.resume import RESUMED, begun, kind_of, resumed_config
 from ddil_ray.runtime.run import distill
 from ddil_ray.runtime.stages import stream_plan
 from ddil_ray.states.batch import Origin
@@ -125,6 +128,44 @@ def test_all_that_must_stay_is_named_in_one_message(saved):
         assert line in message
     assert "trainer.lr" not in message
     assert message.endswith("Start a new run to change it.")
+
+
+@pytest.fixture
+def started_again(capsys, tmp_path, run_dir):
+    """The command of a run with the flag of what starts it again by itself; gives exit code, output and message."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(small_run(output=run_dir, states={"forward": 0.5, "student": 0.5})))
+    return functools.partial(run, capsys, "distill", path, "--resume-if-begun", "--allow-code")
+
+
+def test_a_run_that_is_started_again_begins_where_there_is_no_checkpoint_and_else_goes_on(
+    started_again, saved, run_dir
+):
+    config = small_run(output=run_dir)
+    assert not begun(config)  # it failed before its first checkpoint
+    code, out, err = started_again("--dry-run", "--json")
+    assert code == 0, err
+    assert not json.loads(out)["goes_on"]
+    (Path(saved) / "checkpoints").mkdir()
+    assert begun(config)
+    code, out, err = started_again("--dry-run", "trainer.lr=1e-5", "student_rollouts.num_actors=2")
+    assert code == 0, err
+    assert "small, which goes on" in out
+
+
+def test_asking_whether_a_run_has_begun_leaves_nothing(run_dir):
+    assert not begun(small_run(output=run_dir))
+    assert not Path(run_dir).exists()
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_another_run_is_not_gone_on_with(started_again, saved, options):
+    Path(saved, "checkpoints").mkdir()
+    code, _, err = started_again("seed=1", *options)
+    assert code == 2
+    assert "`seed` of a resumed run must stay 0, but is 1 instead." in err
+    assert "Start a new run to change it." in err
+    assert not Path(saved, "lock.json").exists()
 
 
 @dataclass

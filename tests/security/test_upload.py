@@ -79,6 +79,20 @@ def test_private_keys_large_files_and_links_out_are_named(tmp_path):
     ]
 
 
+def test_what_does_not_leave_with_a_job_is_not_sent_to_nodes_or_committed_either(tmp_path):
+    """Launchers take .gitignore as the list of what stays, by rsync."""
+    names = (".rayignore", ".gitignore")
+    uploads, commits = [(ROOT / name).read_text().partition("# secrets")[2].splitlines()[1:] for name in names]
+    assert uploads == commits
+    assert len(uploads) > 30
+    folder = filled(tmp_path / "clone", [*SECRETS, *KEPT])
+    shutil.copy(ROOT / ".gitignore", folder)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    left = subprocess.run(listed, cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    assert set(left) == {*KEPT, ".gitignore"}
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     return checkout(tmp_path_factory.mktemp("clone"))
