@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
 from ddil_ray.config import ChainConfig, ConfigTree, RunConfig, deciding, teacher_config
-from ddil_ray.config.chain import LINKS, STUDENTS
+from ddil_ray.config.chain import LINKS, STUDENTS, Compare, Export
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
 from ddil_ray.folder import run_url, write_whole
@@ -113,6 +114,17 @@ class Chain:
         if result is not None:
             self._done[name] = stage
         return stage
+
+    def check(self, chosen: Collection[str]) -> None:
+        """Whether there is what those of the stages `chosen` need that are to do, and no stage before them makes.
+
+        Raises:
+            ConfigError: names all that is not there.
+        """
+        to_do = [name for name in self.config.stages if self.missing(name) or self.stage(name).result is None]
+        problems = [problem for name in to_do if name in chosen for problem in _lacking(getattr(self.config, name))]
+        if problems:
+            raise ConfigError("\n".join(problems))
 
     def begin(self, stage: Stage) -> None:
         """Forget, before a stage is done, what was noted of a folder that is gone: the next one is another."""
@@ -242,6 +254,31 @@ class Chain:
         shown = [_difference(key, before.get(key), inputs.get(key)) for key in differing[:_CHANGES_SHOWN]]
         more = len(differing) - len(shown)
         return "; ".join([*shown, *([f"{more} more"] if more else [])])
+
+
+def _lacking(settings: Any) -> Iterator[str]:
+    """What the settings of a stage name, and is not there."""
+    for check in _needs(settings):
+        try:
+            check()
+        except ConfigError as error:  # noqa: PERF203 - seldom more than one
+            yield str(error)
+
+
+def _needs(settings: Any) -> Iterator[Callable[[], object]]:
+    """Checks by the commands of stages, whose libraries only those load that need them."""
+    if isinstance(settings, Compare):
+        from ddil_ray.finished import read_finished
+
+        yield from (partial(read_finished, run.rstrip("/"), "`compare.runs`") for run in settings.runs)
+    if isinstance(settings, Export) and settings.push is not None:
+        from ddil_ray.publish.hub import check_push
+
+        yield partial(check_push, settings.push, "export.push")
+    if isinstance(settings, Export) and settings.onnx:
+        from ddil_ray.publish.onnx import check_onnx
+
+        yield partial(check_onnx, "export.onnx")
 
 
 def _difference(key: str, before: str | None, now: str | None) -> str:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from commands import run
 from pages import blocks
+from studies import write_run
 
 from ddil_ray.chain import Chain, versions
 from ddil_ray.config import ChainConfig, load_config
@@ -164,6 +165,45 @@ def test_bad_input_is_one_message_and_nothing_starts(capsys, written, tmp_path, 
     assert expected in err
     assert out == ""
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def nothing_at_hand(monkeypatch, tmp_path):
+    """No token of the hub, and no package of ONNX."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.usefixtures("nothing_at_hand")
+def test_what_the_last_stages_need_is_looked_for_before_the_first_starts(capsys, written, tmp_path, more):
+    runs = [write_run(tmp_path, "whole"), write_run(tmp_path, "cut", finished=False), str(tmp_path / "nowhere")]
+    export = {"push": "me/digits", "onnx": True}
+    config = written(train_teacher=TEACHER, distill=DISTILL, compare={"runs": runs}, export=export)
+    code, out, err = run(capsys, "chain", config, *more)
+    assert (code, out) == (2, "")
+    said = err.splitlines()
+    assert len(said) == 4
+    assert f"`compare.runs` must be a finished run, but {tmp_path}/cut has no metrics.json" in said[0]
+    assert f"`compare.runs` must be the folder of a run, but {tmp_path}/nowhere has no config.yaml" in said[1]
+    assert said[2].startswith("`export.push` must have a token of the hub")
+    assert said[3].startswith("`export.onnx` must have onnx, onnxscript and onnxruntime, but onnxscript is missing")
+    assert not (tmp_path / "runs").exists()
+    code, _, err = run(capsys, "chain", config, "export.push=a/b/c", *more)
+    assert (code, "`export.push` must be owner/name, but is 'a/b/c' instead" in err) == (2, True)
+
+
+@pytest.mark.usefixtures("nothing_at_hand")
+def test_stages_that_are_done_or_not_chosen_need_nothing(capsys, written, tmp_path):
+    settings = {"distill": DISTILL, "export": {"push": "me/digits"}}
+    pipeline = _chain(tmp_path / "runs", **settings)
+    _done(pipeline, "distill", {"metrics.json": "{}"})
+    assert run(capsys, "chain", written(**settings), "--only", "distill", "--dry-run")[0] == 0
+    assert run(capsys, "chain", written(**settings), "--dry-run")[0] == 2
+    _done(pipeline, "export", {"model_index.json": "{}"})
+    told = _told(capsys, written(**settings))
+    assert (told["distill"]["state"], told["export"]["state"]) == ("skipped", "skipped")
 
 
 @pytest.mark.parametrize("source", ["digits-chain", "page"])

@@ -53,7 +53,9 @@ def chain(
 
     from ddil_ray.chain import Chain
 
-    walk = _Walk(Chain(settings), only or settings.stages, dry_run=dry_run, verbose=verbose, quiet=as_json)
+    pipeline, chosen = Chain(settings), only or settings.stages
+    pipeline.check(chosen)
+    walk = _Walk(pipeline, chosen, dry_run=dry_run, verbose=verbose, quiet=as_json)
     if dry_run:
         walk()
     else:

@@ -13,8 +13,8 @@ from ddil_ray.errors import ConfigError, RunFailedError, first_line
 __all__ = ["check_push", "push"]
 
 
-def check_push(repo_id: str) -> None:
-    """What can be known before anything is sent.
+def check_push(repo_id: str, field: str = "--push") -> None:
+    """What can be known before anything is sent to `repo_id`, which was given as `field`.
 
     Raises:
         ConfigError: no such name can be, or nothing says who pushes.
@@ -22,10 +22,10 @@ def check_push(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ConfigError(f"`--push` must be owner/name, but is {repo_id!r} instead: {first_line(error)}") from error
+        raise ConfigError(f"`{field}` must be owner/name, but is {repo_id!r} instead: {first_line(error)}") from error
     if get_token() is None:
         raise ConfigError(
-            "`--push` must have a token of the hub, but there is none. Run `hf auth login`, or set HF_TOKEN."
+            f"`{field}` must have a token of the hub, but there is none. Run `hf auth login`, or set HF_TOKEN."
         )
 
 

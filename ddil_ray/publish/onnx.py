@@ -26,8 +26,8 @@ _EXTERNAL_BYTES = 2**31 - 2**20
 """Of weights, which protobuf cannot hold in one file."""
 
 
-def check_onnx() -> None:
-    """Whether what exports and runs ONNX is installed.
+def check_onnx(field: str = "--onnx") -> None:
+    """Whether what exports and runs ONNX, which was asked for as `field`, is installed.
 
     Raises:
         ConfigError: it is not.
@@ -38,7 +38,7 @@ def check_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"`--onnx` must have onnx, onnxscript and onnxruntime, but {error.name} is missing. "
+            f"`{field}` must have onnx, onnxscript and onnxruntime, but {error.name} is missing. "
             "Run `pip install 'ddil-ray[onnx]'`."
         ) from error
 

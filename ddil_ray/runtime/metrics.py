@@ -134,11 +134,11 @@ class RunMetrics:
     def read(self, record: Mapping[str, float]) -> Iterator[tuple[Metric, dict[str, str], float]]:
         """What a record says, with all tags: values of gauges, and of counters what is new, if it is more than 0.
 
-        Only records of training tell the step that the run is at.
+        Only what tells how many steps there are, as records of training do, tells the step that the run is at.
         """
         for key, value in record.items():
             found = _read_by(key)
-            if found is None or (key == "step" and "loss" not in record):
+            if found is None or (key == "step" and "total_steps" not in record):
                 continue
             metric, tag = found
             new = self._new(metric, key, float(value))

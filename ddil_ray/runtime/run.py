@@ -245,7 +245,13 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     measure_every = config.shift.every if config.shift.enabled else None
     hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
-    known = {"staleness/bound": made.max_staleness, "checkpoint.every": config.checkpoint.every}
+    saved = (record.get("checkpoint/step", 0) for record in read_journal(folder.local / "metrics.jsonl"))
+    known = {
+        "step": max(saved, default=0),
+        "total_steps": _steps(recipe, made),
+        "staleness/bound": made.max_staleness,
+        "checkpoint.every": config.checkpoint.every,
+    }
     with Signals() as signals:
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
         scaling = Scaling(folder, config, hub, view.say)
