@@ -46,6 +46,8 @@ class Sieve:
     role: str
     """The config group of the actor."""
     source: str
+    actor: str
+    """Ray's id of it, which tells its samples from those of others."""
     folder: str | None
     """Path or fsspec URL where samples go."""
     most: float
@@ -92,7 +94,7 @@ class Sieve:
         if self._files < _SAMPLES:
             self._files += 1
             made = f"phase-{int(wrong.phase[0])}-version-{int(wrong.version[0])}-{self._files}"
-            name = f"{self.role}-{self.source}-{made}.parquet"
+            name = f"{self.role}-{self.source}-{self.actor}-{made}.parquet"
             try:
                 write_whole(fs, f"{root}/{name}", to_parquet(wrong[:_ROWS]))
             except Exception as error:  # every filesystem has errors of its own

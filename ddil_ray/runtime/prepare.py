@@ -19,6 +19,10 @@ from ddil_ray.tracking import View
 __all__ = ["PrepareStage", "prepare"]
 
 
+_GROUPS = {"PromptStage": "encode_prompts", "ImageStage": "encode_images"}
+"""Config groups of stages; that of the others, which have no actors, is `data`."""
+
+
 class PrepareStage:
     """A stage of `ddil_ray.prepare.stages` on this process's device.
 
@@ -86,7 +90,8 @@ def _execution(job: Job, roles: dict[str, Role]) -> Execute:
 
         role = roles.get(stage)
         arguments = [stage, pickled, role.num_cpus if role else 1]
-        for _, made in answers(f"prepare {stage}", "ddil_ray.runtime.prepare:PrepareStage", arguments, requests, role):
+        name = _GROUPS.get(stage, "data")
+        for _, made in answers(name, "ddil_ray.runtime.prepare:PrepareStage", arguments, requests, role):
             yield made
 
     return execute

@@ -6,6 +6,8 @@ Ray's own `from_blocks` puts every block into the object store by itself. A stre
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
@@ -18,8 +20,8 @@ from ray.data.block import BlockAccessor
 
 __all__ = ["row_blocks"]
 
-_ROWS = 4096
-"""Of a part of the table, which goes to whoever takes one of its rows: so many places go with a call."""
+_ROWS, _BYTES = 4096, 2**20
+"""Of a part of the table at most, which goes to whoever takes one of its rows: so many places go with a call."""
 
 
 def row_blocks(table: pa.Table) -> Dataset:
@@ -28,8 +30,7 @@ def row_blocks(table: pa.Table) -> Dataset:
     The blocks are slices, as Ray cuts its own, of parts of the table.
     """
     bundles = []
-    for begin in range(0, len(table), _ROWS):
-        part = table.slice(begin, _ROWS).combine_chunks()
+    for part in _parts(table):
         entry = BlockEntry(ray.put(part), BlockAccessor.for_block(part).get_metadata())
         bundles += [
             RefBundle((entry,), schema=table.schema, owns_blocks=False, slices=(BlockSlice(row, row + 1),))
@@ -37,3 +38,10 @@ def row_blocks(table: pa.Table) -> Dataset:
         ]
     context = DataContext.get_current().copy()
     return Dataset(LogicalPlan(InputData(bundles), context), context, DatasetStats(metadata={}, parent=None))
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """`table` in pieces of at most `_ROWS`, fewer where rows are large on average."""
+    rows = max(1, min(_ROWS, _BYTES * len(table) // max(1, table.nbytes)))
+    for begin in range(0, len(table), rows):
+        yield table.slice(begin, rows).combine_chunks()

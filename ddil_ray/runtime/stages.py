@@ -140,7 +140,7 @@ class Stage:
 
     def _sieve(self, role: str, origin: Origin) -> Sieve:
         most = self.recipe.config.faults.max_poisoned
-        return Sieve(role, origin.label, folder=self.context.poisoned, most=most)
+        return Sieve(role, origin.label, self._actor, folder=self.context.poisoned, most=most)
 
     @contextmanager
     def _admitted(
@@ -163,9 +163,9 @@ class Stage:
                     yield
                     return
 
-    def _done(self, states: StateBatch, sieve: Sieve) -> Columns:
+    def _done(self, states: StateBatch) -> Columns:
         """A block that was admitted, ready to travel."""
-        columns = sieve.sift(states).to_columns()
+        columns = states.to_columns()
         self._made = len(states), sum(column.nbytes for column in columns.values())
         self._busy_s = time.perf_counter() - self._admitted_at
         if self.watchdog is not None:
@@ -224,14 +224,12 @@ class StateStage(Stage):
             rows, seed = self.recipe.rows_per_block(self.origin), self.recipe.config.seed
             index, progress = int(self.plan.indices[place]), float(self.plan.progress[place])
             request = StateRequest(self.origin, phase, index, rows, seed, progress)
-            if self.kept is not None:  # with labels, which a pool behind then passes on
-                return self._done(self.kept.block(request, self.expert, self._sound), self.sieve)
-            states = self.maker.make(request)
-            return self._done(self._label(states) if self.fused else states, self.sieve)
+            return self._done(self.kept.block(request, self.expert, self._sound) if self.kept else self._sound(request))
 
     def _sound(self, request: StateRequest) -> StateBatch:
-        """Rows that may be kept."""
-        return self.sieve.sift(self._label(self.maker.make(request)))
+        """Rows that may travel, and be kept: with labels then, which a pool behind passes on."""
+        states = self.maker.make(request)
+        return self.sieve.sift(self._label(states) if self.fused or self.kept else states)
 
 
 class LabelStage(Stage):
@@ -248,4 +246,4 @@ class LabelStage(Stage):
             return batch
         stream = f"labels/{Origin(int(states.origin[0])).label}"
         with self._admitted(stream, int(states.phase[0]), None, sieve=self.sieve):
-            return self._done(self._label(states), self.sieve)
+            return self._done(self.sieve.sift(self._label(states)))

@@ -39,8 +39,8 @@ def _batch(rows=8):
 # NaN or inf in states or labels ---------------------------------------------------------------------------------
 
 
-def _sieve(folder=None, most=0.5):
-    return Sieve("student_rollouts", "student", folder=folder, most=most)
+def _sieve(folder=None, most=0.5, actor="a"):
+    return Sieve("student_rollouts", "student", actor, folder=folder, most=most)
 
 
 def test_sound_states_pass_as_they_are():
@@ -65,6 +65,14 @@ def test_wrong_rows_are_replaced_by_sound_ones_counted_and_kept_to_be_looked_at(
     assert sieve.count == 2
     (file,) = (tmp_path / "poisoned").iterdir()
     assert from_parquet(file.read_bytes()).cond.tolist() == [2, 5]
+
+
+def test_actors_of_one_pool_leave_samples_beside_each_other(tmp_path):
+    wrong = _batch()
+    wrong.x_t[0] = torch.nan
+    for actor in ("a", "b"):
+        _sieve(str(tmp_path), actor=actor).sift(wrong)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_few_wrong_rows_are_lived_through_and_more_end_the_run(tmp_path):

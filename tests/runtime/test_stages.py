@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from publishing import Rank0, streams, tensors
 from runs import PD, THREE_SOURCES, small_run
 
+from ddil_ray.errors import RunFailedError
+from ddil_ray.runtime import poison
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hub import Hub
 from ddil_ray.runtime.stages import StateStage, stream_plan
@@ -139,6 +141,34 @@ def test_rollouts_come_from_the_weights_that_were_published(ray_cluster):
     assert set(second.version.tolist()) == {12}
     for block, student, batch in ((0, students[0], first), (1, students[1], second)):
         torch.testing.assert_close(batch.x_t, _expected(recipe, made, student, block))
+    ray.kill(trainer)
+    ray.kill(hub)
+
+
+@pytest.mark.ray
+def test_blocks_that_are_kept_count_once_in_the_share_of_wrong_rows(ray_cluster, monkeypatch):
+    monkeypatch.setattr(poison, "_BLOCKS", 2)
+    recipe = Recipe(
+        small_run(
+            states={"forward": 0.0, "teacher": 1.0},
+            teacher_rollouts={"batch_size": 16, "keep_rows": 64},
+            faults={"max_poisoned": 0.04},  # one row of 32
+        )
+    )
+    made = recipe.ingredients()
+    hub, trainer, stage = _started(recipe, made, Origin.TEACHER)
+    ray.get(trainer.publish.remote(0, 0, tensors(recipe.student_of(made.teacher))))
+    make = stage.maker.make
+
+    def wrong(request):
+        states = make(request)
+        states.x_t[3] = torch.nan
+        return states
+
+    monkeypatch.setattr(stage.maker, "make", wrong)
+    stage({"place": np.array([0])})
+    with pytest.raises(RunFailedError, match=r"6\.25% of the rows of the last 2 blocks"):
+        stage({"place": np.array([1])})
     ray.kill(trainer)
     ray.kill(hub)
 

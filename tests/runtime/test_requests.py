@@ -1,0 +1,44 @@
+"""Pins that requests which processes die of or hang at end in one message, and that other deaths are lived through."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddil_ray.config import Role
+from ddil_ray.errors import RunFailedError
+from ddil_ray.runtime import requests
+from ddil_ray.runtime.requests import answers
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+ROLE = Role(num_actors=1, num_cpus=0.1, num_gpus=0)
+AT_MOST = 100
+"""Times that a process dies if it may: far more than are let through."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "role", "advice"),
+    [
+        ("deadly:DeadlyStage", ROLE, "lower `encode_images.batch_size`"),
+        ("deadly:UnbuiltStage", ROLE, "lower `encode_images.batch_size`"),
+        ("deadly:DeadlyStage", None, "look at what `encode_images` names"),
+    ],
+)
+def test_a_request_that_process_after_process_dies_of_is_given_up(stage, role, advice, monkeypatch, tmp_path):
+    monkeypatch.setattr(requests, "_MAX_DEATHS", 1)
+    with pytest.raises(RunFailedError, match=rf"^Processes of `encode_images` must .* 2 of them died .*{advice}"):
+        list(answers("encode_images", stage, [str(tmp_path), AT_MOST], ["die"], role))
+
+
+def test_answers_that_stay_away_are_given_up(monkeypatch):
+    monkeypatch.setattr(requests, "_PATIENCE_S", 3.0)
+    with pytest.raises(RunFailedError, match=r"^Requests of `evaluation` must .* 3 s .*lower `evaluation.batch_size`$"):
+        list(answers("evaluation", "deadly:HangingStage", [], [0], ROLE))
+
+
+@pytest.mark.slow
+def test_more_deaths_than_one_request_may_have_are_lived_through_at_different_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(requests, "_MAX_DEATHS", 2)  # at its own, and at the one before it, as it waits in the actor
+    asked = [f"die {k}" for k in range(4)]
+    made = dict(answers("evaluation", "deadly:DeadlyStage", [str(tmp_path), 1], asked, ROLE))
+    assert made == {request: request for request in asked}
