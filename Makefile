@@ -19,7 +19,7 @@ INTO_VENV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/py
 
 # What runs need, without the tools of development: for the nodes of a cluster. WITH names further packages.
 install: | $(BIN)/uv
-	$(INTO_VENV) ".[s3,transformers,lora]" $(WITH)
+	$(INTO_VENV) ".[s3,transformers,lora,serve]" $(WITH)
 
 demo: $(VENV)/.ok
 	$(BIN)/ddil-ray demo

@@ -10,6 +10,7 @@ import io
 import json
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ddil_ray.errors import ConfigError
 from ddil_ray.evaluation import exported_sampler
 from ddil_ray.models import load_model
 from ddil_ray.publish.folder import pipeline_folder
+from ddil_ray.redact import redact
 
 __all__ = ["MOST_BYTES", "Ask", "Studio"]
 
@@ -78,7 +80,7 @@ class Studio:
             asked.append("prompt")
         if self.classes is not None:
             asked.append("class_label")
-        return {"student": self.student, "steps": self.steps, "asked": asked, "classes": self.classes}
+        return {"student": _shown(self.student), "steps": self.steps, "asked": asked, "classes": self.classes}
 
     def read(self, body: bytes) -> Ask:
         """The request in `body`, JSON.
@@ -128,6 +130,14 @@ class Studio:
         texts = list(dict.fromkeys(str(ask.prompt) for ask in asks))
         self._model.ask(texts, encoder=self._encoder)
         return torch.tensor([texts.index(str(ask.prompt)) for ask in asks])
+
+
+def _shown(student: str) -> str:
+    """`student` as strangers may know it: no credentials, and of a place on this machine the name alone."""
+    path = Path(student.removeprefix("file://"))
+    if path.is_absolute():
+        student = "/".join(path.parts[-2:]) if path.name == "student" else path.name  # within a run's folder
+    return redact(student)
 
 
 def _png(sample: Tensor) -> bytes:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,15 @@ import requests
 import torch
 from commands import run
 from diffusers import DiffusionPipeline
+from pages import blocks
 from PIL import Image
+from started import free_port, until
 from tiny import PROMPTS, save_pipeline
 
 from ddil_ray.diffusion.schedule import CosineVP
 from ddil_ray.diffusion.solver import fresh_noise, renoise_step
 from ddil_ray.diffusion.timegrid import consistency_grid
-from ddil_ray.errors import ConfigError
+from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.export import save_model_folder, student_scheduler
 from ddil_ray.models import load_model
 from ddil_ray.serving import Studio
@@ -160,6 +163,23 @@ def test_a_prompt_that_cannot_be_drawn_is_told_why(prompted, content, expected):
         _asks(studio, content)
 
 
+@pytest.mark.parametrize(
+    ("student", "shown"),
+    [
+        ("/home/somebody/runs/digits-pd", "digits-pd"),
+        ("/home/somebody/runs/digits-pd/student", "digits-pd/student"),
+        ("file:///home/somebody/exports/sd15-lcm/", "sd15-lcm"),
+        ("s3://bucket/exports/sd15-lcm", "s3://bucket/exports/sd15-lcm"),
+        ("s3://me:pass@bucket/exports/sd15-lcm", "s3://***@bucket/exports/sd15-lcm"),  # pragma: allowlist secret
+        ("somebody/sd15-lcm", "somebody/sd15-lcm"),
+    ],
+)
+def test_strangers_are_told_what_is_served_but_neither_credentials_nor_where_it_lies(digits, student, shown):
+    studio = Studio(str(digits), steps=1, guidance=None)
+    studio.student = student
+    assert studio.about["student"] == shown
+
+
 def test_a_student_that_cannot_be_served_is_told_before_anything_starts(capsys, digits, tmp_path):
     for arguments, expected in (
         ([tmp_path], "MODEL must be a run folder with a student"),
@@ -190,15 +210,10 @@ main(["serve", {str(digits)!r}])
     assert "Traceback" not in done.stderr
 
 
-def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.fixture
 def server(digits):
     """A real one with a Ray of its own: its process and URL. Few may wait, and every image takes 50 steps."""
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     options = ["--steps", "50", "--port", str(port), "--max-batch", "4", "--max-queued", "8", "--wait-ms", "50"]
@@ -212,15 +227,19 @@ def server(digits):
         process.communicate()
 
 
+def _answers(url):
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:  # nobody listens, or no replica is there to answer
+        return False
+
+
 def _wait(process, url):
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.RequestException:  # nobody listens, or no replica is there to answer
-            pass
+        if _answers(url):
+            return
         time.sleep(0.5)
     raise AssertionError("it did not start")
 
@@ -232,8 +251,8 @@ def test_a_client_is_answered_in_batches_and_told_when_there_are_too_many(server
     process, url = server
     _wait(process, url)
     assert requests.get(f"{url}-/healthz", timeout=10).status_code == 200
-    about = requests.get(url, timeout=10).json()
-    assert about == {"student": str(digits), "steps": 50, "asked": ["seed", "class_label"], "classes": 10}
+    about, shown = requests.get(url, timeout=10).json(), f"{digits.parent.name}/student"
+    assert about == {"student": shown, "steps": 50, "asked": ["seed", "class_label"], "classes": 10}
 
     def post(content, **more):
         return requests.post(url, json=content, timeout=60, **more)
@@ -279,3 +298,86 @@ def test_a_client_is_answered_in_batches_and_told_when_there_are_too_many(server
     assert err.splitlines()[-1] == "Stopped by SIGTERM."
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=5)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_command_of_the_page_gets_a_picture(server, tmp_path):
+    process, url = server
+    _wait(process, url)
+    (command,) = [b.text for b in blocks(ROOT / "docs" / "serve.md") if b.text.startswith("curl ")]
+    assert "http://127.0.0.1:8000/" in command
+    subprocess.run(["bash", "-c", command.replace("http://127.0.0.1:8000/", url)], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@contextmanager
+def _served_here(student):
+    """By this process, on the tests' Ray: its application and URL."""
+    from ddil_ray.config import Role
+    from ddil_ray.runtime.serving import Served, serving
+
+    served = Served(
+        student=str(student), steps=1, guidance=None, host="127.0.0.1", port=free_port(), replicas=Role(num_gpus=0),
+        max_batch=4, wait_s=0.01, max_ongoing=8, max_queued=8, timeout_s=60,
+    )  # fmt: skip
+    with serving(served) as application:
+        yield application, served.url
+
+
+def _end_a_replica():
+    import ray
+
+    (name,) = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if "StudentServer" in a["name"]]
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_second_is_refused_and_the_first_goes_on_through_the_loss_of_a_replica(digits, monkeypatch):
+    from ray import serve
+
+    from ddil_ray.runtime import serving
+
+    with _served_here(digits) as (application, url):
+        with pytest.raises(ConfigError, match="another `ddil-ray serve` answers there"), _served_here(digits):
+            pass
+        assert requests.get(url, timeout=30).ok
+        application.check()
+        _end_a_replica()
+        until(lambda: serve.status().applications[serving.NAME].status != "RUNNING")
+        application.check()
+        with monkeypatch.context() as patch:
+            patch.setattr(serving, "_PATIENCE_S", 0.0)
+            with pytest.raises(RunFailedError, match="none of its replicas has run"):
+                until(application.check, timeout_s=30)
+        until(lambda: serve.status().applications[serving.NAME].status == "RUNNING")
+        assert requests.get(url, timeout=30).ok
+        application.check()
+    assert not serve.status().applications
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("deed", ["serve.delete('ddil-ray')", "serve.shutdown()"])
+def test_the_command_ends_when_others_delete_what_it_serves(capsys, digits, deed):
+    import ray
+
+    port, cluster = free_port(), {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+    def others():
+        try:
+            until(lambda: _answers(f"http://127.0.0.1:{port}/"))
+        finally:
+            subprocess.run([sys.executable, "-c", f"from ray import serve; {deed}"], env=cluster, check=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        deleting = pool.submit(others)
+        code, out, err = run(capsys, "serve", digits, "--steps", "1", "--num-gpus", "0", "--port", port)
+        deleting.result()
+    assert code == 1
+    assert "images   " in out
+    assert "was deleted from Ray Serve by others" in err

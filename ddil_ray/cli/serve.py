@@ -14,7 +14,7 @@ from ddil_ray.errors import ConfigError, RunStoppedError
 
 __all__ = ["serve"]
 
-_POLL_S = 0.5
+_POLL_S = 1.0
 
 
 def serve(
@@ -73,13 +73,14 @@ def serve(
         max_queued=max_queued,
         timeout_s=timeout_s,
     )
-    with serving(served, verbose=verbose), Signals() as signals:
+    with serving(served, verbose=verbose) as application, Signals() as signals:
         print_lines(
             f"student  {student}",
             f"images   {served.url}",
             f"health   {served.url}-/healthz",
         )
         while signals.received is None:
+            application.check()
             time.sleep(_POLL_S)
     raise RunStoppedError(f"Stopped by {signal.Signals(signals.received).name}.", signal=signals.received)
 

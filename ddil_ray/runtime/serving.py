@@ -10,6 +10,9 @@ What waits where, from a client inwards:
 
 A request that is not answered within `timeout_s` is answered 408, and left out of the batch if it still waits for one.
 A replica is replaced when its device no longer computes, or a batch hangs.
+
+A cluster serves one student. Whoever serves holds an actor by name, which Ray gives to one alone and ends with its
+process: a second one is refused before it touches anything, and what a killed one left is the next one's to replace.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -35,15 +42,17 @@ from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.runtime.cluster import ray_session, role_alone
 from ddil_ray.serving import MOST_BYTES, Ask, Studio
 
-__all__ = ["Served", "StudentServer", "serving"]
+__all__ = ["Application", "Served", "StudentServer", "serving"]
 
 NAME = "ddil-ray"
-"""Of the application; a cluster has one."""
+"""Of the application, and of what its owner holds; a cluster has one."""
 _HANGS = 4
 """Time-outs that a batch takes before it is held for hanging."""
 _LEAST_HANG_S = 60.0
 _RETRY_AFTER_S = 1
 _DRAIN_S = 20.0
+_PATIENCE_S = 600.0
+"""Without any replica: a node may take as long to be replaced."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +166,11 @@ def _refusal(status: int, message: str, **headers: str) -> Response:
 
 
 @contextlib.contextmanager
-def serving(served: Served, *, verbose: bool = False) -> Iterator[None]:
+def serving(served: Served, *, verbose: bool = False) -> Iterator[Application]:
     """Serve within this.
 
     Raises:
-        ConfigError: it cannot be served so; before anything starts, but for what the cluster has.
+        ConfigError: it cannot be served so, before anything starts but for what the cluster has; or another serves.
         RunFailedError: the replicas do not start.
     """
     Studio(served.student, steps=served.steps, guidance=served.guidance)  # which tells what is wrong
@@ -172,14 +181,82 @@ def serving(served: Served, *, verbose: bool = False) -> Iterator[None]:
         if not verbose:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         options = {"host": served.host, "port": served.port, "request_timeout_s": served.timeout_s}
-        serve.start(proxy_location="HeadOnly", http_options=options)
-        try:
-            _deploy(served, role)
-            yield
-        finally:
+        with _alone():
+            serve.start(proxy_location="HeadOnly", http_options=options)
+            try:
+                _deploy(served, role)
+                yield Application()
+            finally:
+                _withdraw()
+
+
+class Application:
+    """The student that this process serves, from when its replicas have started."""
+
+    def __init__(self) -> None:
+        self._ran = time.monotonic()
+
+    def check(self) -> None:
+        """See that clients are answered, or may be soon.
+
+        Raises:
+            RunFailedError: they are not any more.
+        """
+        found = _applications().get(NAME)
+        if found is None or found.status == ApplicationStatus.DELETING:
+            raise RunFailedError(
+                f"The student must be served until a signal comes, but the application {NAME} was deleted from Ray "
+                "Serve by others. Start it again."
+            )
+        if any(deployment.replica_states.get("RUNNING") for deployment in found.deployments.values()):
+            self._ran = time.monotonic()
+        elif time.monotonic() - self._ran > _PATIENCE_S:
+            raise RunFailedError(
+                f"The student must answer, but none of its replicas has run for {_PATIENCE_S:g} s: Ray Serve calls it "
+                f"{found.status.value}. See that the cluster has room for one, then start it again."
+            )
+
+
+class _Holder:
+    """Lives as long as the process that serves."""
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Be the only one that serves a student on this cluster.
+
+    Raises:
+        ConfigError: another does.
+    """
+    named: Any = ray.remote(_Holder).options(name=NAME, namespace=NAME, num_cpus=0, max_restarts=-1)
+    try:
+        holder = named.remote()
+        ray.get(holder.__ray_ready__.remote())  # where two start at once, one's actor is dead
+    except (ValueError, ActorDiedError) as error:
+        raise ConfigError(
+            "A cluster must serve one student, but another `ddil-ray serve` answers there already, and goes on. Stop "
+            "that one first, or serve on another cluster."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.kill(holder)
+
+
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    """Of everybody, by name."""
+    try:
+        return dict(serve.status().applications)
+    except ActorDiedError:  # somebody has shut down Serve itself
+        return {}
+
+
+def _withdraw() -> None:
+    if NAME in _applications():
+        with contextlib.suppress(ActorDiedError):  # as above, meanwhile
             serve.delete(NAME)
-            if not serve.status().applications:  # of others
-                serve.shutdown()
+    if not _applications():  # of others
+        serve.shutdown()
 
 
 def _check_port(host: str, port: int) -> None:
@@ -213,5 +290,5 @@ def _deploy(served: Served, role: Role) -> None:
     )
     try:
         serve.run(configured.bind(served, role.num_cpus), name=NAME, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, RayServeException) as error:  # the latter where another application has its path
         raise RunFailedError(f"The student must start, but does not: {first_line(error)}") from error

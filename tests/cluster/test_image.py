@@ -29,6 +29,13 @@ def test_what_is_installed_and_what_it_stands_on_have_versions():
     assert all("--constraint constraints.txt" in command or "--no-deps ." in command for command in installs)
 
 
+def test_the_image_and_nodes_hold_what_every_command_needs():
+    """Transformers and adapters for runs on S3, and Ray Serve for `ddil-ray serve`."""
+    (image,) = re.findall(r"--requirement pyproject.toml((?: --extra \w+)+)", DOCKERFILE.read_text())
+    (nodes,) = re.findall(r"^install:.*\n.*\.\[(.+)\]", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert image.split()[1::2] == nodes.split(",") == ["s3", "transformers", "lora", "serve"]
+
+
 def test_it_runs_as_a_user_that_kubernetes_knows_is_not_root():
     last = DOCKERFILE.read_text().rpartition("\nFROM ")[2]
     assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["1000:1000"]
