@@ -11,7 +11,7 @@ endif
 # One process for the tests that share a local Ray, one for all others.
 SPREAD := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo demo-t2i test test-all check benchmark benchmark-ddil docs soak secrets sbom bandit clean
+.PHONY: install demo demo-t2i test test-all walk check benchmark benchmark-ddil docs soak secrets sbom bandit clean
 
 # Compiled at once: a run on Ray starts a dozen processes, each of which would compile what it imports wherever
 # PYTHONDONTWRITEBYTECODE is set, and at its first start elsewhere.
@@ -32,6 +32,10 @@ test: $(VENV)/.ok
 
 test-all: $(VENV)/.ok
 	$(BIN)/pytest $(SPREAD) -m ""
+
+# The pages for readers with a CPU, by copying what stands there.
+walk: $(VENV)/.ok
+	$(BIN)/pytest tests/docs/test_walk.py -m slow
 
 check: $(VENV)/.ok
 	$(BIN)/ruff check .
