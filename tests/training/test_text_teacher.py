@@ -155,7 +155,7 @@ def test_networks_that_cannot_be_are_one_message(source, changes, expected):
 
 
 def test_settings_that_cannot_be_are_found_when_they_are_read():
-    with pytest.raises(ConfigError, match=r"`text`: width must be a multiple of heads, 3, but is 64"):
+    with pytest.raises(ConfigError, match=r"`text.width` must be a multiple of heads, 3, but is 64"):
         load_teacher_config("emoji-teacher", ["text.heads=3"])
     with pytest.raises(ConfigError, match=r"`trainer.setps` is not a setting .* Did you mean `trainer.steps`"):
         load_teacher_config("emoji-teacher", ["trainer.setps=3"])
