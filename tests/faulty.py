@@ -20,6 +20,8 @@ __all__ = [
     "device_fails_once",
     "dies",
     "hangs_once",
+    "lacks_memory",
+    "lacks_memory_once",
     "poisons_all",
     "poisons_few",
     "raises",
@@ -64,6 +66,15 @@ def raises_in_trainer() -> DiffusionModel:
 def device_fails_once() -> DiffusionModel:
     broken = _raise(RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might"))
     return _faulty(ACTOR, _once("device", broken))
+
+
+def lacks_memory() -> DiffusionModel:
+    return _faulty(ACTOR, _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0")))
+
+
+def lacks_memory_once() -> DiffusionModel:
+    full = _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0"))
+    return _faulty(ACTOR, _once("memory", full))
 
 
 def dies() -> DiffusionModel:

@@ -66,6 +66,21 @@ def test_a_device_that_fails_once_costs_one_actor(run_dir):
     assert _last(config, "actors/deaths/student") == 1
 
 
+def test_a_device_that_lacks_memory_once_costs_nothing(run_dir):
+    """Row: memory of the device, by torch's own error: the same process makes the block once more."""
+    config = _run(run_dir, "lacks_memory_once", trainer={"steps": 60})
+    distill(config)
+    assert _finished(config)
+    assert not [r for r in _records(config) if "actors/deaths/student" in r]
+
+
+def test_a_device_that_lacks_memory_ends_the_run_with_advice(run_dir):
+    """Row: memory of the device."""
+    expected = r"OutOfMemoryError: CUDA out of memory\..*Lower `student_rollouts\.batch_size`\."
+    with pytest.raises(RunFailedError, match=expected):
+        distill(_run(run_dir, "lacks_memory"))
+
+
 def test_an_actor_that_dies_again_and_again_ends_the_run(run_dir):
     """Row: rollout actor crash, out of memory: gives up, and says what Ray knows of the last death."""
     config = _run(run_dir, "dies", faults={"max_deaths": 1})
