@@ -18,6 +18,7 @@ __all__ = [
     "StateError",
     "StreamLostError",
     "first_line",
+    "last_line",
     "what_was_raised",
 ]
 
@@ -25,6 +26,11 @@ __all__ = [
 def first_line(error: BaseException) -> str:
     """What a foreign error says, for quoting inside a message: its first line, or its name where it says nothing."""
     return redact((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def last_line(error: BaseException) -> str:
+    """As `first_line`, of what Ray says, which has a traceback in front: its last line."""
+    return redact((str(error).strip() or type(error).__name__).splitlines()[-1].strip())
 
 
 def what_was_raised(error: BaseException) -> str:

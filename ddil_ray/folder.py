@@ -21,7 +21,7 @@ from ddil_ray.mirror import Mirror
 from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
-__all__ = ["PART", "RunFolder", "check_writable", "environment", "reading", "run_url", "write_json", "write_whole"]
+__all__ = ["PART", "RunFolder", "check_writable", "environment", "holds", "run_url", "write_json", "write_whole"]
 
 PART = ".part"
 """What names of local files end with that are being written, and are not copied."""
@@ -69,9 +69,7 @@ class RunFolder:
         Raises:
             ConfigError: the output cannot be read.
         """
-        with reading(self.url):
-            self.fs.invalidate_cache()  # other processes write here
-            return bool(self.fs.exists(f"{self.root}/{name}"))
+        return holds(self.url, name)
 
     def fetch(self, *names: str) -> None:
         """Bring files of a run that began elsewhere; those that are not there are left out.
@@ -185,6 +183,18 @@ def reading(url: str) -> Iterator[None]:
         raise ConfigError(
             f"`output` must be readable, but {url} failed: {first_line(error)}. Try again when it is."
         ) from error
+
+
+def holds(url: str, name: str) -> bool:
+    """Whether the run folder at `url` has a file or folder of that name; nothing is written to find out.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    with reading(url):
+        fs, root = open_url(url)
+        fs.invalidate_cache()  # other processes write here
+        return bool(fs.exists(f"{root}/{name}"))
 
 
 def check_writable(fs: Any, folder: str) -> None:

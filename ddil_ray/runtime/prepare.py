@@ -18,7 +18,6 @@ from ddil_ray.tracking import View
 
 __all__ = ["PrepareStage", "prepare"]
 
-
 _GROUPS = {"PromptStage": "encode_prompts", "ImageStage": "encode_images"}
 """Config groups of stages; that of the others, which have no actors, is `data`."""
 
@@ -74,12 +73,8 @@ def prepare(job: Job, *, view: View, verbose: bool = False) -> Summary:
 
 def _roles(job: Job) -> dict[str, Role]:
     """The actors of each stage that has some; stages follow each other, so each has the cluster to itself."""
-    roles: dict[str, Role] = {}
-    if job.prompted:
-        roles["PromptStage"] = role_alone("encode_prompts", job.config.encode_prompts)
-    if job.reader.images:
-        roles["ImageStage"] = role_alone("encode_images", job.config.encode_images)
-    return roles
+    needed = {"PromptStage": job.prompted, "ImageStage": job.reader.images}
+    return {stage: role_alone(group, getattr(job.config, group)) for stage, group in _GROUPS.items() if needed[stage]}
 
 
 def _execution(job: Job, roles: dict[str, Role]) -> Execute:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddil_ray.errors import RunFailedError, StreamLostError
+from ddil_ray.errors import RunFailedError, StreamLostError, last_line
 from ddil_ray.states.batch import Origin, StateBatch
 
 __all__ = ["StreamReader"]
@@ -71,8 +71,7 @@ class StreamReader:
                 "slow, raise `faults.timeout_s`. What was saved is there: `--resume` goes on from it."
             ) from None
         if isinstance(block, BaseException):
-            reason = (str(block).strip() or type(block).__name__).splitlines()[-1]  # behind Ray's traceback
-            raise StreamLostError(f"The stream of {self.origin.label} states broke off: {reason}") from block
+            raise StreamLostError(f"The stream of {self.origin.label} states broke off: {last_line(block)}") from block
         if block is None:
             raise RunFailedError(f"The stream of {self.origin.label} states ended before training did.")
         return block

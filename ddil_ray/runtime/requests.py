@@ -19,7 +19,7 @@ from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
-from ddil_ray.errors import DdilError, RunFailedError
+from ddil_ray.errors import DdilError, RunFailedError, last_line
 from ddil_ray.runtime.context import Columns, StageCall, build_stage
 from ddil_ray.runtime.rows import row_blocks
 from ddil_ray.runtime.streams import actor_pool
@@ -135,7 +135,7 @@ def _reason(error: RayError, name: str, role: Role | None) -> str:
             f"Processes of `{name}` must answer requests, but {_MAX_DEATHS + 1} of them died at the same one. Where "
             f"memory is what lacks, {smaller}; else look in their logs for what they died of"
         )
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]  # behind Ray's traceback
+    return last_line(error)
 
 
 def _answer(batch: Columns, stage: str, *arguments: Any) -> Columns:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 from ddil_ray.config import RunConfig, load_config
 from ddil_ray.config.restored import check_complete
 from ddil_ray.errors import ConfigError
-from ddil_ray.folder import reading, run_url
+from ddil_ray.folder import holds, run_url
 from ddil_ray.redact import redacted
-from ddil_ray.storage import open_url
 
 __all__ = ["RESUMED", "Kind", "begun", "changes", "check_same_run", "kind_of", "resumed_config"]
 
@@ -86,11 +85,7 @@ def begun(config: RunConfig) -> bool:
     Raises:
         ConfigError: it cannot be read.
     """
-    url = run_url(config.output, config.name)
-    with reading(url):
-        fs, root = open_url(url)
-        fs.invalidate_cache()  # other processes write here
-        return bool(fs.exists(f"{root}/checkpoints"))
+    return holds(run_url(config.output, config.name), "checkpoints")
 
 
 def check_same_run(before: RunConfig, after: RunConfig) -> None:

@@ -202,7 +202,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     store, received, total = CheckpointStore(f"{folder.url}/checkpoints"), None, _steps(recipe, made)
     newest, go_on = _newest(store, folder, view), _go_on(folder)
     if newest is None or newest.step < total:
-        received = _run_parts(recipe, made, store, folder, view)
+        received = _run_parts(recipe, made, store, folder, view, step=newest.step if newest else 0)
         newest = _newest(store, folder, view)
     if newest is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
@@ -232,8 +232,10 @@ def _newest(store: CheckpointStore, folder: RunFolder, view: View) -> Saved | No
         return store.newest(view.say)
 
 
-def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder: RunFolder, view: View) -> int | None:
-    """Start the parts on Ray and watch them until training has ended; the signal that ended it, if one did."""
+def _run_parts(
+    recipe: Recipe, made: Ingredients, store: CheckpointStore, folder: RunFolder, view: View, *, step: int
+) -> int | None:
+    """Start the parts on Ray and watch them train from `step` to the end; the signal that ended it, if one did."""
     import ray
 
     from ddil_ray.runtime.hub import Hub
@@ -245,9 +247,8 @@ def _run_parts(recipe: Recipe, made: Ingredients, store: CheckpointStore, folder
     measure_every = config.shift.every if config.shift.enabled else None
     hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
     context = _context(recipe, made, hub, folder)
-    saved = (record.get("checkpoint/step", 0) for record in read_journal(folder.local / "metrics.jsonl"))
     known = {
-        "step": max(saved, default=0),
+        "step": step,
         "total_steps": _steps(recipe, made),
         "staleness/bound": made.max_staleness,
         "checkpoint.every": config.checkpoint.every,

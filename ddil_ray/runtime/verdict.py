@@ -13,7 +13,7 @@ import ray
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from ddil_ray.errors import DdilError, RunFailedError, StreamLostError, first_line
+from ddil_ray.errors import DdilError, RunFailedError, StreamLostError, first_line, last_line
 
 __all__ = ["Judge", "explain", "would_fail_again"]
 
@@ -57,8 +57,10 @@ class Judge(WorkerGroupCallback):  # type: ignore[misc]
         reason = self._told()
         errors = worker_group_status.errors.values()
         again = next((error for error in errors if would_fail_again(error)), None)
-        if reason is not None or again is not None:
-            raise RunFailedError(reason or explain(again))
+        if reason is None and again is not None:
+            reason = explain(again)
+        if reason is not None:
+            raise RunFailedError(reason)
 
     def _told(self) -> str | None:
         try:
@@ -73,7 +75,7 @@ def would_fail_again(error: BaseException) -> bool:
     return isinstance(error, (DdilError, *_MISTAKES)) and not isinstance(error, StreamLostError)
 
 
-def explain(error: BaseException | None, last_words: str | None = None) -> str:
+def explain(error: BaseException, last_words: str | None = None) -> str:
     """The library's own message where there is one in the chain of causes, else the last line.
 
     Args:
@@ -95,5 +97,4 @@ def explain(error: BaseException | None, last_words: str | None = None) -> str:
     worker = next((cause for cause in causes if isinstance(cause, _MISTAKES)), None)
     if worker is not None:
         return f"Training failed: {type(worker).__name__}: {first_line(worker)}"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"Training failed: {lines[-1].strip() if lines else type(error).__name__}"
+    return f"Training failed: {last_line(error)}"
