@@ -27,6 +27,7 @@ __all__ = [
     "raises",
     "raises_in_trainer",
     "session",
+    "swells",
     "trainer_hangs_once",
     "troubled",
 ]
@@ -89,6 +90,10 @@ def trainer_hangs_once() -> DiffusionModel:
     return _faulty(TRAINER, _once("hang-trainer", _hang))
 
 
+def swells() -> DiffusionModel:
+    return _faulty(ACTOR, _swell)
+
+
 def poisons_all() -> DiffusionModel:
     return _faulty(ACTOR, lambda prediction: prediction * torch.nan)
 
@@ -119,6 +124,15 @@ def _poison() -> Callable[[Tensor], Tensor]:
 
 def _die(prediction: Tensor) -> Tensor:
     os.kill(os.getpid(), signal.SIGKILL)
+    return prediction
+
+
+def _swell(prediction: Tensor) -> Tensor:
+    """Take memory until somebody ends it, but no more than a laptop has."""
+    held = []
+    while len(held) < 32:
+        held.append(b"x" * 2**28)
+        time.sleep(0.05)
     return prediction
 
 

@@ -45,6 +45,16 @@ def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(ru
     assert {"ActorLocationTracker", "AutoscalingCoordinator", "datasets_stats_actor"} <= set(found["elsewhere"])
 
 
+def test_an_actor_that_takes_more_memory_than_its_node_may_have_ends_the_run_with_advice(run_dir):
+    """Row: actor out of memory, as Ray's own monitor kills it."""
+    if psutil.virtual_memory().available < 12 * 2**30:
+        pytest.skip("this machine has too little memory to take too much of it")
+    message = _found("little_memory.py", run_dir)["message"]
+    assert message.startswith("Actors of `student_rollouts` must finish blocks, but one died 2 times without that")
+    assert "low on memory" in message
+    assert "lower `student_rollouts.batch_size`" in message
+
+
 def _found(script, run_dir):
     """What a script of tests/ that has a cluster of its own wrote."""
     with_a_cluster_of_its_own(script, run_dir)
