@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import uuid
@@ -137,7 +138,10 @@ class RunFolder:
             self._mirror.ask()
 
     def finish(self) -> str | None:
-        """Copy what is left, for the last time; tells what is missing after that, None if nothing is."""
+        """Copy what is left, for the last time; tells what is missing after that, None if nothing is.
+
+        Files that are all where the output is are no longer `local`.
+        """
         if self._mirror is not None:
             self._mirror.end()
             self._mirror = None
@@ -150,6 +154,8 @@ class RunFolder:
                 f"{self.url} could not be written ({first_line(error)}): {len(names)} files are missing or old there "
                 f"({shown}). All of them are in {self.local}. Copy them when it can be."
             )
+        if self.remote and not self.others:
+            shutil.rmtree(self.local.parent, ignore_errors=True)
         return None
 
     def _unsent(self) -> dict[str, tuple[int, int]]:

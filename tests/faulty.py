@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,8 +75,16 @@ def lacks_memory() -> DiffusionModel:
 
 
 def lacks_memory_once() -> DiffusionModel:
-    full = _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0"))
-    return _faulty(ACTOR, _once("memory", full))
+    """Cannot go on while what a pass had in memory that failed is held."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def lack(prediction: Tensor) -> Tensor:
+        activations = torch.zeros(4)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0")
+
+    once = _once("memory", lack)
+    return _faulty(ACTOR, lambda prediction: (lack if any(ref() is not None for ref in held) else once)(prediction))
 
 
 def dies() -> DiffusionModel:

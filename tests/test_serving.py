@@ -313,17 +313,17 @@ def test_the_command_of_the_page_gets_a_picture(server, tmp_path):
 
 
 @contextmanager
-def _served_here(student):
+def _served_here(student, port=None):
     """By this process, on the tests' Ray: its application and URL."""
     from ddil_ray.config import Role
     from ddil_ray.runtime.serving import Served, serving
 
     served = Served(
-        student=str(student), steps=1, guidance=None, host="127.0.0.1", port=free_port(), replicas=Role(num_gpus=0),
-        max_batch=4, wait_s=0.01, max_ongoing=8, max_queued=8, timeout_s=60,
+        student=str(student), steps=1, guidance=None, host="127.0.0.1", port=port or free_port(),
+        replicas=Role(num_gpus=0), max_batch=4, wait_s=0.01, max_ongoing=8, max_queued=8, timeout_s=60,
     )  # fmt: skip
     with serving(served) as application:
-        yield application, served.url
+        yield application, application.url
 
 
 def _end_a_replica():
@@ -381,3 +381,55 @@ def test_the_command_ends_when_others_delete_what_it_serves(capsys, digits, deed
     assert code == 1
     assert "images   " in out
     assert "was deleted from Ray Serve by others" in err
+
+
+def _hello(name, route, port):
+    """Served by somebody, on the tests' Ray."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Hello:
+        async def __call__(self, request):
+            return "hello"
+
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    serve.run(Hello.bind(), name=name, route_prefix=route)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_student_is_where_the_command_says_whatever_listened_before(digits):
+    from ray import serve
+
+    from ddil_ray.runtime.serving import NAME
+
+    left, other = free_port(), free_port()
+    _hello(NAME, "/", left)
+    with _served_here(digits) as (_, url):
+        assert requests.get(url, timeout=30).ok
+        assert not _answers(f"http://127.0.0.1:{left}/")
+    try:
+        _hello("other", "/other", other)
+        with _served_here(digits) as (_, url):
+            assert url == f"http://127.0.0.1:{other}/"
+            assert requests.get(url, timeout=30).ok
+        assert _answers(f"http://127.0.0.1:{other}/other")
+    finally:
+        serve.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_port_that_others_have_on_the_head_is_told_and_nothing_is_left(digits, monkeypatch):
+    import ray
+    from ray import serve
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = rf"^The head must listen at `--port` {port} of `--host` 127.0.0.1, but does not: .*Choose another port"
+        with pytest.raises(RunFailedError, match=told), _served_here(digits, port):
+            pass
+    assert not serve.status().proxies

@@ -76,8 +76,8 @@ def serve(
     with serving(served, verbose=verbose) as application, Signals() as signals:
         print_lines(
             f"student  {student}",
-            f"images   {served.url}",
-            f"health   {served.url}-/healthz",
+            f"images   {application.url}",
+            f"health   {application.url}-/healthz",
         )
         while signals.received is None:
             application.check()

@@ -59,6 +59,11 @@ class Ask:
     size: int = 0
     """Bytes of these."""
 
+    @property
+    def work(self) -> str:
+        """What the actor is at once it is let go on."""
+        return "labels a block" if self.block is None else f"is at block {self.block}"
+
 
 @dataclass
 class Work:

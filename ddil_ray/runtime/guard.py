@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -63,10 +64,14 @@ class Guard:
     def __call__(self, batch: Columns) -> Columns:
         """One batch through the stage."""
         with self._told(f"making {self._pool} states"):
-            try:
-                columns: Columns = self._stage(batch)
-            except torch.OutOfMemoryError:
+            columns: Columns | None = None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                columns = self._stage(batch)
+            if (
+                columns is None
+            ):  # no sooner: while the error is handled, it holds all that the failed pass had in memory
                 self._watchdog.stop()
+                gc.collect()
                 torch.cuda.empty_cache()
                 columns = self._stage(batch)
         return columns

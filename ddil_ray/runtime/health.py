@@ -100,9 +100,9 @@ class Health:
         self._words = {name: words for name, words in self._words.items() if not name.startswith(TRAINER)}
 
     def doing(self, actor: str, what: str, *, now: float, rests: bool = False) -> None:
-        """An actor is at something else, or waits."""
+        """An actor begins something, or waits, of which it may tell again."""
         here = self._actors.get(actor)
-        if here is not None and here.doing != what:
+        if here is not None and not (rests and here.doing == what):
             here.doing, here.since, here.rests = what, now, rests
 
     def finished(self, actor: str) -> None:

@@ -98,7 +98,7 @@ class HubState:
         """
         self.begun = max(now, self.begun + 1)
         self.start_step, self.streams = start_step, dict(streams)
-        self.phase, self.version, self.seen_step, self.save_step = -1, -1, reached, None
+        self.phase, self.version, self.seen_step, self.save_step, self.stop_step = -1, -1, reached, None, None
         return self.begun
 
     def lacks(self, ask: Ask) -> Lack | None:
@@ -271,7 +271,7 @@ class Hub:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), until and until - since)
                 self.state.works[ask.stream].waited_s[lack] += time.perf_counter() - since
-        self.health.doing(ask.actor, f"is at block {ask.block}", now=time.monotonic())
+        self.health.doing(ask.actor, ask.work, now=time.monotonic())
         self.state.granted(ask)
         new_phase = ask.known[0] != ask.phase
         return Grant(

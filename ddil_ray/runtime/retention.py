@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,9 +28,19 @@ class Retention:
     def __init__(self, store: CheckpointStore, settings: Checkpoint, journal: Path, say: Callable[[str], None]) -> None:
         self._store, self._settings, self._journal, self._say = store, settings, journal, say
         self._told: set[str] = set()
+        self._one_at_a_time = threading.Lock()
+
+    def soon(self) -> None:
+        """Have a thread remove it. A storage that is slow holds up nobody; while it is, this does nothing."""
+        if not self._one_at_a_time.locked():
+            threading.Thread(target=self, name="retention", daemon=True).start()
 
     def __call__(self) -> None:
         """Remove what may go now."""
+        with self._one_at_a_time:
+            self._remove()
+
+    def _remove(self) -> None:
         best = self._settings.best
         records = read_journal(self._journal) if best is not None else []
         try:

@@ -93,7 +93,7 @@ def distill(
             return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
     except SystemExit:
         raise RunStoppedError(
-            f"Stopped by SIGTERM outside training; what was saved is there. {_go_on(folder)}", signal=signal.SIGTERM
+            f"Stopped at once by SIGTERM; what was saved is there. {_go_on(folder)}", signal=signal.SIGTERM
         ) from None
 
 
@@ -118,16 +118,17 @@ def _distill(
     else:  # of a run that failed before its first checkpoint
         for name in ("metrics.jsonl", "tracking.json"):
             (folder.local / name).unlink(missing_ok=True)
-    write_whole(LocalFileSystem(), str(folder.local / "config.yaml"), to_yaml(config).encode())
     surroundings = environment(config.seed)
-    write_json(folder.local / "environment.json", surroundings)
-    folder.sync_soon(view.say)
     tracker = _tracker(config, made, folder, commit=str(surroundings["git_commit"]))
     store, status = partial(_store_bytes, config, made, view), "failed"
     try:
         with view, connected(config, verbose=verbose, store=store):
             name_logs(config.name, "driver")
             fitted = _fitted(config)
+            # Not of a run that is refused: the folder may be one that another config goes on in.
+            write_whole(LocalFileSystem(), str(folder.local / "config.yaml"), to_yaml(config).encode())
+            write_json(folder.local / "environment.json", surroundings)
+            folder.sync_soon(view.say)
             tracker.start()
             rounds = _train(fitted, made, folder, view)
             view.say("Trained; measuring and writing the results.")
@@ -208,7 +209,7 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
         raise RunFailedError("The run must leave a checkpoint, but left none.")
     if newest.step < total and received is None:
         raise RunFailedError(f"Training has ended, but the newest whole checkpoint is of step {newest.step}. {go_on}")
-    if newest.step < total and received is not None:
+    if received is not None:
         raise RunStoppedError(
             f"Stopped by {signal.Signals(received).name} after step {newest.step} of {total}; everything is saved. "
             f"{go_on}",
@@ -250,6 +251,7 @@ def _run_parts(
     known = {
         "step": step,
         "total_steps": _steps(recipe, made),
+        "checkpoint/step": step,
         "staleness/bound": made.max_staleness,
         "checkpoint.every": config.checkpoint.every,
     }
@@ -257,7 +259,7 @@ def _run_parts(
         monitor = MonitorHandle(context, config.shift, view.say) if config.shift.enabled else None
         scaling = Scaling(folder, config, hub, view.say)
         prune = Retention(store, config.checkpoint, folder.local / "metrics.jsonl", view.say)
-        watch = Watch(hub, view, signals, folder, RunMetrics(config.name, known), monitor, scaling, prune)
+        watch = Watch(hub, view, signals, folder, RunMetrics(config.name, known), monitor, scaling, prune.soon)
         try:
             _fit(recipe, made, store, attempt, context, watch)
             if monitor is not None and signals.received is None:

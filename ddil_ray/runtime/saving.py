@@ -7,10 +7,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ddil_ray.errors import RunFailedError, first_line
+from ddil_ray.runtime.staging import Staging
 from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.training.checkpoint import write_checkpoint
 
@@ -52,6 +52,7 @@ class Saver:
         self._step: int | None = None
         self._failures: list[str] = []
         """Of the last checkpoints in a row."""
+        Staging.remove_left()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save `state`, which may change when this returns; nothing is done again for a step that was the last.
@@ -64,15 +65,15 @@ class Saver:
         self._step, started = step, time.perf_counter()
         self._settle()
         try:
-            staged = Path(tempfile.mkdtemp(prefix="ddil-ray-checkpoint-"))
+            staged = Staging()
         except OSError as error:
             self._failed(step, error, tempfile.gettempdir())
             return
         try:
-            write_checkpoint(staged, state, rank=self._rank, ranks=self._ranks)
+            write_checkpoint(staged.path, state, rank=self._rank, ranks=self._ranks)
         except Exception as error:  # OSError, or what safetensors makes of one
-            shutil.rmtree(staged, ignore_errors=True)
-            self._failed(step, error, str(staged.parent))
+            staged.remove()
+            self._failed(step, error, str(staged.path.parent))
             return
         waited_s = time.perf_counter() - started
         self._storing = self._thread.submit(self._put, step, staged, waited_s)
@@ -100,15 +101,15 @@ class Saver:
                 "Make room, or raise `checkpoint.max_failures`."
             )
 
-    def _put(self, step: int, staged: Path, waited_s: float) -> None:
-        started, size = time.perf_counter(), sum(file.stat().st_size for file in staged.iterdir())
+    def _put(self, step: int, staged: Staging, waited_s: float) -> None:
+        started, size = time.perf_counter(), sum(file.stat().st_size for file in staged.path.iterdir())
         try:
-            self._store.put(self._name(step), staged)
+            self._store.put(self._name(step), staged.path)
         except Exception as error:  # every filesystem has errors of its own
             self._failed(step, error, self._store.url)
             return
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            staged.remove()
         if self._failures:
             self._tell(f"Checkpoints are saved again, from that of step {step} on.")
         self._failures = []

@@ -31,14 +31,15 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ddil_ray.config import Role
-from ddil_ray.errors import ConfigError, RunFailedError, first_line
+from ddil_ray.errors import ConfigError, RunFailedError, first_line, last_line
 from ddil_ray.runtime.cluster import ray_session, role_alone
 from ddil_ray.serving import MOST_BYTES, Ask, Studio
 
@@ -73,11 +74,6 @@ class Served:
     max_ongoing: int
     max_queued: int
     timeout_s: float
-
-    @property
-    def url(self) -> str:
-        """Of the application."""
-        return f"http://{self.host}:{self.port}/"
 
 
 @serve.deployment
@@ -180,21 +176,20 @@ def serving(served: Served, *, verbose: bool = False) -> Iterator[Application]:
         role = role_alone("replicas", served.replicas)
         if not verbose:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        options = {"host": served.host, "port": served.port, "request_timeout_s": served.timeout_s}
         with _alone():
-            serve.start(proxy_location="HeadOnly", http_options=options)
             try:
+                url = _listen(served)
                 _deploy(served, role)
-                yield Application()
+                yield Application(url)
             finally:
                 _withdraw()
 
 
 class Application:
-    """The student that this process serves, from when its replicas have started."""
+    """The student that this process serves at `url`, from when its replicas have started."""
 
-    def __init__(self) -> None:
-        self._ran = time.monotonic()
+    def __init__(self, url: str) -> None:
+        self.url, self._ran = url, time.monotonic()
 
     def check(self) -> None:
         """See that clients are answered, or may be soon.
@@ -249,6 +244,26 @@ def _applications() -> dict[str, ApplicationStatusOverview]:
         return dict(serve.status().applications)
     except ActorDiedError:  # somebody has shut down Serve itself
         return {}
+
+
+def _listen(served: Served) -> str:
+    """Have the head listen; the URL there. Where Ray Serve has applications of others, it listens where it did before.
+
+    Raises:
+        RunFailedError: it cannot.
+    """
+    if not _applications().keys() - {NAME}:
+        serve.shutdown()  # what a killed one left, which would go on to listen in its place
+    options = {"host": served.host, "port": served.port, "request_timeout_s": served.timeout_s}
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options)
+        at = _get_global_client().http_config
+    except (RuntimeError, RayError, TimeoutError) as error:
+        raise RunFailedError(
+            f"The head must listen at `--port` {served.port} of `--host` {served.host}, but does not: "
+            f"{last_line(error).rstrip('.')}. Choose another port."
+        ) from error
+    return f"http://{at.host}:{at.port}/"
 
 
 def _withdraw() -> None:

@@ -43,7 +43,7 @@ class Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
         self.received = number
 
     def __enter__(self) -> Signals:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 
 from ddil_ray.models import DiffusionModel
 from ddil_ray.runtime.admission import Ask, StreamPlan
@@ -153,15 +154,32 @@ class Stage:
         """
         while True:
             with self._turns.of(block or 0):
-                ask = Ask(stream, phase, block, self.known, self._busy_s, self._actor, sieve.count, *self._made)
-                grant = ray.get(self.context.hub.admit.remote(ask, _PATIENCE_S))
-                if grant is not None:
-                    self._admitted_at, sieve.count, self._made = time.perf_counter(), 0, (0, 0)
-                    if self.watchdog is not None:
-                        self.watchdog.begin(f"block {block} of {stream} states")
-                    self._take(grant, maker.load_student if maker else None)
+                if self._let_on(stream, phase, block, sieve, maker.load_student if maker else None):
                     yield
                     return
+
+    def _let_on(
+        self,
+        stream: str,
+        phase: int,
+        block: int | None,
+        sieve: Sieve,
+        load_student: Callable[[int, FlatWeights], None] | None,
+    ) -> bool:
+        """Ask to make a block, and take newer weights; False where it must ask again."""
+        ask = Ask(stream, phase, block, self.known, self._busy_s, self._actor, sieve.count, *self._made)
+        grant = ray.get(self.context.hub.admit.remote(ask, _PATIENCE_S))
+        if grant is None:
+            return False
+        self._admitted_at, self._busy_s, sieve.count, self._made = time.perf_counter(), 0.0, 0, (0, 0)
+        if self.watchdog is not None:
+            self.watchdog.begin(f"block {block} of {stream} states")
+        if self._take(grant, load_student):
+            return True
+        if self.watchdog is not None:
+            self.watchdog.stop()
+        time.sleep(_PATIENCE_S)
+        return False
 
     def _done(self, states: StateBatch) -> Columns:
         """A block that was admitted, ready to travel."""
@@ -172,13 +190,23 @@ class Stage:
             self.watchdog.end()
         return columns
 
-    def _take(self, grant: Grant, load_student: Callable[[int, FlatWeights], None] | None) -> None:
-        """Be taught by the teacher of the grant's phase, and hand on what it has of the student."""
+    def _take(self, grant: Grant, load_student: Callable[[int, FlatWeights], None] | None) -> bool:
+        """Be taught by the teacher of the grant's phase, and hand on what it has of the student.
+
+        False where these weights are gone, with the hub or their node: others come, to be asked for.
+        """
+        asks = grant.student is not None and load_student is not None
+        try:
+            teacher = ray.get(grant.teacher[0]) if grant.teacher and self.known[0] != grant.phase else None
+            student = ray.get(grant.student[0]) if asks else None
+        except ObjectLostError:
+            return False
         if self.known[0] != grant.phase:
-            self.expert.enter(grant.phase, ray.get(grant.teacher[0]) if grant.teacher else None)
-        if grant.student is not None and load_student is not None:
-            load_student(grant.version, ray.get(grant.student[0]))
+            self.expert.enter(grant.phase, teacher)
+        if student is not None and load_student is not None:
+            load_student(grant.version, student)
         self.known = (grant.phase, grant.version)
+        return True
 
     def _label(self, states: StateBatch) -> StateBatch:
         size = self.recipe.config.labels.batch_size

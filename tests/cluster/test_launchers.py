@@ -120,6 +120,8 @@ def test_google_machines_have_settings_of_the_compute_api():
         assert set(node.get("scheduling", {})) <= SCHEDULING
         (disk,) = node["disks"]
         assert set(disk) == {"boot", "autoDelete", "type", "initializeParams"}
+        zone = launcher("gcp")["provider"]["availability_zone"]
+        assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
     assert {kind["node_config"]["disks"][0]["initializeParams"]["sourceImage"] for kind in kinds.values()} == {
         kinds["head"]["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
     }

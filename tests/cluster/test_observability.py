@@ -147,6 +147,8 @@ def test_the_page_makes_a_prometheus_rule_of_the_alerts():
     assert rule["kind"] == "PrometheusRule"
     fits_its_schema(rule)
     assert rule["spec"]["groups"][0]["rules"] == ALERTS
+    (monitor,) = documents(FOLDER / "podmonitor.yaml")
+    assert rule["metadata"]["labels"]["release"] == monitor["metadata"]["labels"]["release"]
 
 
 def test_every_alert_goes_off_when_it_should_and_not_before():

@@ -52,22 +52,30 @@ def test_a_mistake_in_a_command_would_be_noticed():
         parsed(["ray", "job", "submit", "--adress", "x", "--", "true"])
 
 
-NEW_RUNS = [w for w in OURS if w[1] == "distill" and "--resume" not in w and "mine.yaml" not in w]
+NEW_RUNS = [w for w in OURS if w[1] == "distill" and "--resume" not in w]
+(MINE,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The config on the page, as a file."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    return str(path)
 
 
 @pytest.mark.parametrize("words", NEW_RUNS, ids=" ".join)
-def test_their_configs_and_settings_load(words):
-    config = {"/etc/ddil-ray/run.yaml": str(CLUSTER / "kuberay" / "base" / "run.yaml")}.get(words[2], words[2])
+def test_their_configs_and_settings_load(words, mine):
+    on_the_head = str(CLUSTER / "kuberay" / "base" / "run.yaml")
+    config = {"/etc/ddil-ray/run.yaml": on_the_head, "mine.yaml": mine}.get(words[2], words[2])
     load_config(config, words[3:])
 
 
-def test_the_config_on_the_page_loads(tmp_path):
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    (tmp_path / "mine.yaml").write_text(text)
-    config = load_config(str(tmp_path / "mine.yaml"), ["data.source=s3://bucket/prepared"])
+def test_the_config_on_the_page_has_as_many_nodes_as_it_says(mine):
+    config = load_config(mine, [])
     assert config.trainer.label_selector == {"pool": "trainer"}
     least, most = (config.student_rollouts.bounds[end] + config.teacher_rollouts.bounds[end] + 1 for end in (0, 1))
-    assert f"{least} to {most} nodes of 1" in text
+    assert f"{least} to {most} nodes of 1" in MINE
 
 
 def test_files_that_the_page_names_exist():

@@ -58,7 +58,7 @@ def job(tmp_path):
             "SLURM_SUBMIT_DIR": str(tmp_path),
             "SLURM_JOB_ID": "7",
             "SLURMD_NODENAME": "node-1",
-            "SLURM_CPUS_PER_TASK": "96",
+            "SLURM_CPUS_ON_NODE": "96",  # of two components, SLURM_CPUS_PER_TASK has a suffix
             "SLURM_JOB_NUM_NODES_HET_GROUP_0": "1",
             "SLURM_JOB_NUM_NODES_HET_GROUP_1": "8",
             **environment,

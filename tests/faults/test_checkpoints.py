@@ -10,6 +10,9 @@ import random
 import re
 import resource
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -388,6 +391,44 @@ def small_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+def test_what_a_killed_process_staged_is_removed_by_the_next_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    stage = "from ddil_ray.runtime.staging import Staging; s = Staging(); print(s.path, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    killed, living = (subprocess.Popen([sys.executable, "-c", stage], **pipes) for _ in range(2))
+    left, used = (Path(process.stdout.readline().strip()) for process in (killed, living))
+    killed.kill()
+    killed.communicate()
+    (used / "learner.safetensors").write_bytes(b"in use")
+    Told(str(tmp_path / "run"))
+    assert not left.exists()
+    assert (used / "learner.safetensors").exists()
+    living.communicate("")
+
+
+def test_a_storage_that_is_slow_to_remove_holds_up_nobody(tmp_path, save, monkeypatch):
+    url, slow, asked = str(tmp_path / "run"), threading.Event(), threading.Event()
+    for step in (10, 20):
+        store = save(url, step)
+    prune = CheckpointStore.prune
+
+    def late(*arguments):
+        asked.set()
+        slow.wait(20)
+        prune(*arguments)
+
+    monkeypatch.setattr(CheckpointStore, "prune", late)
+    retention = Retention(store, Checkpoint(keep=1), tmp_path / "metrics.jsonl", print)
+    retention.soon()
+    assert asked.wait(20)
+    retention.soon()  # while that one is at it
+    assert steps_of(store) == [10, 20]
+    slow.set()
+    retention()
+    assert steps_of(store) == [20]
 
 
 def test_a_full_disk_leaves_out_a_checkpoint_and_training_goes_on(tmp_path, small_files):

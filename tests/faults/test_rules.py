@@ -11,6 +11,7 @@ import torch
 from runs import DMD2, small_run
 
 from ddil_ray.errors import ConfigError, RunFailedError, StreamLostError
+from ddil_ray.runtime.admission import Ask
 from ddil_ray.runtime.health import Health, Newcomer
 from ddil_ray.runtime.poison import Sieve
 from ddil_ray.runtime.reader import StreamReader
@@ -244,9 +245,17 @@ def test_what_actors_are_at_is_told_of_those_of_the_newest_stream():
     assert health.standing("student", now=0) == "none of its actors has started"
     _join(health, "old")
     _join(health, "new", incarnation=2)
-    health.doing("new", "waits for weights", now=10.0)
-    health.doing("new", "waits for weights", now=12.0)
+    health.doing("new", "waits for weights", now=10.0, rests=True)
+    health.doing("new", "waits for weights", now=12.0, rests=True)
     assert health.standing("student", now=15.0) == "an actor of student_rollouts waits for weights since 5 s"
+
+
+def test_an_actor_is_at_a_block_since_it_began_that_one_though_all_are_called_alike():
+    health = Health()
+    _join(health)
+    for began in (10.0, 5000.0):
+        health.doing("a", Ask("labels/student", 0, None, (0, 0)).work, now=began)
+    assert health.standing("student", now=5003.0) == "an actor of student_rollouts labels a block since 3 s"
 
 
 def _hang_here(begun, release):

@@ -127,6 +127,15 @@ def test_all_ranks_stop_at_one_step_that_none_has_passed():
     assert hub.stop_step == 7
 
 
+def test_a_group_that_begins_anew_stops_where_it_is_and_not_where_the_one_before_was_to():
+    hub = HubState()
+    hub.begin(0, {}, 500, now=1)
+    hub.request_stop()
+    hub.begin(400, {}, 400, now=2)
+    hub.request_stop()
+    assert next(step for step in range(400, 600) if hub.wish(step) == "stop") == 402
+
+
 def test_all_ranks_save_once_at_one_step_that_none_has_passed_and_go_on():
     hub = HubState()
     hub.begin(0, {}, 3, now=1)

@@ -234,10 +234,19 @@ def test_a_signal_outside_training_ends_the_run_and_resuming_measures(run_dir):
     out = io.StringIO()
     config = small_run(output=run_dir, evaluation={**EVALUATION, "steps": [2], "num_samples": 1000})
     when(lambda: "Trained; measuring" in out.getvalue(), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(RunStoppedError, match=r"SIGTERM outside training.*--resume") as stopped:
+    with pytest.raises(RunStoppedError, match=r"^Stopped at once by SIGTERM; .*--resume") as stopped:
         distill(config, view=View(Console(file=out, width=200)))
     assert stopped.value.exit_code == 143
     assert distill(resumed_config(str(Path(config.output, config.name)), []), resume=True).scores["student"]
+
+
+def test_a_run_that_is_refused_leaves_the_config_of_the_one_that_it_was_to_go_on_with(run_dir):
+    folder = Path(run_dir, "small")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("as it was")
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        distill(small_run(output=run_dir, tracking={"tracker": "mlflow", "uri": "nowhere://x"}), resume=True)
+    assert (folder / "config.yaml").read_text() == "as it was"
 
 
 def test_bad_input_is_known_before_an_actor_starts(run_dir):

@@ -14,7 +14,7 @@ from publishing import Rank0, streams, tensors
 from runs import PD, THREE_SOURCES, small_run
 
 from ddil_ray.errors import RunFailedError
-from ddil_ray.runtime import poison
+from ddil_ray.runtime import poison, stages
 from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.hub import Hub
 from ddil_ray.runtime.stages import StateStage, stream_plan
@@ -141,6 +141,37 @@ def test_rollouts_come_from_the_weights_that_were_published(ray_cluster):
     assert set(second.version.tolist()) == {12}
     for block, student, batch in ((0, students[0], first), (1, students[1], second)):
         torch.testing.assert_close(batch.x_t, _expected(recipe, made, student, block))
+    ray.kill(trainer)
+    ray.kill(hub)
+
+
+@ray.remote(num_cpus=0)
+class _Owner:
+    def own(self, value):
+        return [ray.put(value)]
+
+
+@pytest.mark.ray
+def test_weights_that_go_with_their_owner_are_asked_for_again(ray_cluster, monkeypatch):
+    """As when the hub dies while an actor fetches them, which is no fault of the stream."""
+    monkeypatch.setattr(stages, "_PATIENCE_S", 0.1)
+    recipe = Recipe(small_run())
+    made = recipe.ingredients()
+    hub, trainer, stage = _started(recipe, made, Origin.STUDENT)
+    ray.get(trainer.publish.remote(0, 0, tensors(recipe.student_of(made.teacher))))
+    owner = _Owner.remote()
+    lost = ray.get(owner.own.remote(np.zeros(2**20)))
+    ray.kill(owner)
+    take, taken = stage._take, []
+
+    def once(grant, load):
+        grant = grant if taken else replace(grant, student=lost)
+        taken.append(take(grant, load))
+        return taken[-1]
+
+    monkeypatch.setattr(stage, "_take", once)
+    states = StateBatch.from_columns(stage({"place": np.array([0])}))
+    assert (taken, set(states.version.tolist())) == ([False, True], {0})
     ray.kill(trainer)
     ray.kill(hub)
 
