@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import struct
 import threading
@@ -15,10 +16,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 __all__ = ["FAULTS", "Faulty"]
 
 FAULTS = ("503", "reset", "slow", "truncate")
-"""And `hang`, which never answers, and `lost`, where the request is done and its answer does not come back. `truncate`
-breaks answers off that have a body, and lets others be."""
+"""And `hang`, which never answers; `lost`, where the request is done and its answer does not come back; `terse`, where
+errors of S3 do not name the condition that failed; 403, 409 and 501. `truncate` breaks answers off that have a body,
+and lets others be."""
 _SLOW_S = 0.2
-_BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_ERRORS = {
+    "403": ("AccessDenied", "Access Denied"),
+    "409": ("ConditionalRequestConflict", "A conflicting operation is in progress."),
+    "501": ("NotImplemented", "A header you provided implies functionality that is not implemented."),
+    "503": ("SlowDown", "Please reduce your request rate."),
+}
+"""In the words of S3, by status."""
+_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _HOP = ("connection", "transfer-encoding", "content-length", "keep-alive", "expect")
 
 
@@ -90,8 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         fault = self.faulty.fault(self.command, self.path)
         self.faulty.seen[fault or "ok"] += 1
-        if fault == "503":
-            self._answer(503, {"Content-Type": "application/xml"}, _BUSY)
+        if fault in _ERRORS:
+            self._answer(int(fault), {"Content-Type": "application/xml"}, _ERROR.format(*_ERRORS[fault]).encode())
         elif fault == "reset":
             self._reset()
         elif fault == "hang":
@@ -125,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(self.faulty.slow_s)
+        if fault == "terse":
+            content = re.sub(rb"<Condition>.*?</Condition>", b"", content)
         self._answer(answer.status, dict(answer.getheaders()), content, truncate=fault == "truncate" and bool(content))
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes, *, truncate: bool = False) -> None:

@@ -1,7 +1,8 @@
 """One run per name: a lock in the run folder, which its owner keeps alive, and which a dead owner loses.
 
 It works on any storage that shows what was last written. On disks and on S3 creating it is exclusive; elsewhere, and
-where a dead owner's lock is taken over, whoever wrote last has it, which each finds out by reading it again.
+where a dead owner's lock is taken over, whoever wrote last has it, which each finds out by reading it again. Whose it
+is tells the token that it holds, not a storage's answer, which may be lost or say little.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
 from ddil_ray.folder import RunFolder, write_whole
 
 __all__ = ["LOCK", "RunLock"]
@@ -41,7 +42,7 @@ class RunLock:
             dead. On the owner's own machine it is dead when its process is.
 
     Raises:
-        ConfigError: on entry, another process has it.
+        ConfigError: on entry, another process has it, or the storage fails.
         RunFailedError: on exit, another process took it over, which this one was told by SIGTERM.
     """
 
@@ -61,7 +62,15 @@ class RunLock:
         self._ended = threading.Event()
 
     def wait(self, seconds: float) -> None:
-        """Until no live process has it, and no longer than this: one that was told to end saves a checkpoint first."""
+        """Until no live process has it, and no longer than this: one that was told to end saves a checkpoint first.
+
+        Raises:
+            ConfigError: the storage fails.
+        """
+        with self._reaching():
+            self._wait(seconds)
+
+    def _wait(self, seconds: float) -> None:
         deadline, told = time.monotonic() + seconds, False
         while (holder := self._read()) is not None and not self._is_dead(holder) and time.monotonic() < deadline:
             if not told:
@@ -70,16 +79,9 @@ class RunLock:
             time.sleep(self._beat_s / 2)
 
     def __enter__(self) -> RunLock:
-        for _ in range(_TRIES):
-            if self._create():
-                break
-            if (holder := self._read()) is not None:
-                self._take_over(holder)
-                break
-            time.sleep(min(1.0, self._beat_s))  # it is being written, or was released this moment
-        else:
-            self._write()  # neither: the rest of a writing that was cut off
-        self._check_mine()
+        with self._reaching():
+            self._acquire()
+            self._check_mine()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
         return self
@@ -93,7 +95,20 @@ class RunLock:
             if self._is_mine(self._read()):
                 self._fs.rm_file(self._path)
 
+    def _acquire(self) -> None:
+        for _ in range(_TRIES):
+            if self._create():
+                return
+            if (holder := self._read()) is not None:
+                if not self._is_mine(holder):  # it is where it was created and the answer was lost
+                    self._take_over(holder)
+                return
+            time.sleep(min(1.0, self._beat_s))  # it is being written, or was released this moment
+        self._seize()  # neither: the rest of a writing that was cut off, or a storage that cannot create
+
     def _create(self) -> bool:
+        """Whether it was created. Where the storage does not say so, reading tells what is there: S3 may refuse its own
+        repetition of a request whose answer was lost, and not every store names the condition that failed."""
         content = self._content()
         try:
             if isinstance(self._fs, LocalFileSystem):
@@ -101,7 +116,7 @@ class RunLock:
                     file.write(content)
             else:
                 self._fs.pipe_file(self._path, content, mode="create")
-        except FileExistsError:
+        except Exception:  # every filesystem has errors of its own; one that lasts is met again by reading or writing
             return False
         return True
 
@@ -112,8 +127,11 @@ class RunLock:
                 f"choose another `name`; if it is dead, remove {self._url}/{LOCK}."
             )
         self._say(f"Taking over from a run that died: {self._active(holder, verb='was')}.")
+        self._seize()
+
+    def _seize(self) -> None:
         self._write()
-        time.sleep(min(1.0, self._beat_s))  # whoever else found it dead has written by now
+        time.sleep(min(1.0, self._beat_s))  # whoever else does so has written by now
 
     def _check_mine(self) -> None:
         holder = self._read()
@@ -122,6 +140,18 @@ class RunLock:
                 f"`name` must be that of no run that is active, but {self._active(holder)}, since this moment. Choose "
                 "another `name`."
             )
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except DdilError:
+            raise
+        except Exception as error:  # every filesystem has errors of its own
+            raise ConfigError(
+                f"`output` must be a folder or URL that can be read and written, but {self._url}/{LOCK} failed: "
+                f"{first_line(error)}. Check the address, the disk and the credentials, and start again."
+            ) from error
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_s):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from ddil_ray.errors import ConfigError, RunFailedError
@@ -45,7 +46,7 @@ def other(tmp_path):
 
 
 def content(folder):
-    return json.loads(Path(folder.url, LOCK).read_text())
+    return json.loads(folder.fs.cat_file(f"{folder.root}/{LOCK}"))
 
 
 def write(folder, **changes):
@@ -53,7 +54,7 @@ def write(folder, **changes):
     with RunLock(folder, pytest.fail):
         left = content(folder)
     left |= {"token": "other", "host": "far", "machine": "far/1"} | changes
-    Path(folder.url, LOCK).write_text(json.dumps(left))
+    folder.fs.pipe_file(f"{folder.root}/{LOCK}", json.dumps(left).encode())
 
 
 def test_a_second_run_of_a_name_is_told_who_has_it(folder, other):
@@ -153,7 +154,8 @@ def test_a_run_that_lost_its_lock_copies_nothing_over_the_files_of_the_other(tmp
         with RunLock(folder, pytest.fail, beat_s=0.05):
             folder.fs.pipe_file(f"{folder.root}/metrics.jsonl", b"of the other")
             while not folder.others:
-                folder.fs.pipe_file(f"{folder.root}/{LOCK}", json.dumps(_taken(folder)).encode())
+                taken = content(folder) | {"token": "other", "host": "far"}
+                folder.fs.pipe_file(f"{folder.root}/{LOCK}", json.dumps(taken).encode())
                 time.sleep(0.01)
             (folder.local / "metrics.jsonl").write_text("of this one")
             assert folder.finish() is None
@@ -164,10 +166,6 @@ def test_a_run_that_lost_its_lock_copies_nothing_over_the_files_of_the_other(tmp
     finally:
         signal.signal(signal.SIGTERM, before)
     assert folder.fs.cat_file(f"{folder.root}/metrics.jsonl") == b"of the other"
-
-
-def _taken(folder):
-    return json.loads(folder.fs.cat_file(f"{folder.root}/{LOCK}")) | {"token": "other", "host": "far"}
 
 
 def test_a_run_that_loses_its_lock_outside_training_ends_as_by_an_error(folder):
@@ -231,3 +229,70 @@ def test_an_object_store_has_locks_too(tmp_path):
             pass
         assert folder.has(LOCK)
     assert not folder.has(LOCK)
+
+
+def of_lock(of):
+    """Requests of a method, of the lock alone."""
+    return lambda method, path: method == of and LOCK in path
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """The run folder on S3, where a failing request is made again by s3fs once, and soon."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"retries": {"total_max_attempts": 1}}})
+    return RunFolder("s3://bucket/runs", "mine")
+
+
+@pytest.mark.parametrize("lost", [1, 2], ids=["the first answer", "all answers"])
+def test_a_lock_that_was_made_without_an_answer_is_ones_own(s3, bucket, lost):
+    s3.script(*["lost"] * lost, only=of_lock("PUT"))
+    with RunLock(bucket, pytest.fail, beat_s=60):
+        assert s3.seen["lost"] == lost
+        other = RunLock(bucket, pytest.fail)
+        with pytest.raises(ConfigError, match=rf"is active on .*process {os.getpid()}"), other:
+            pass
+    assert not bucket.has(LOCK)
+
+
+def test_a_store_that_does_not_name_the_condition_that_failed_has_locks_too(s3, bucket):
+    s3.always("terse", only=of_lock("PUT"))
+    with RunLock(bucket, pytest.fail):
+        killed = content(bucket) | {"token": "other", "process_started": 0}
+        with pytest.raises(ConfigError, match=r"is active on .*another `name`"), RunLock(bucket, pytest.fail):
+            pass
+    bucket.fs.pipe_file(f"{bucket.root}/{LOCK}", json.dumps(killed).encode())
+    said = []
+    with RunLock(bucket, said.append, beat_s=0.2):
+        assert content(bucket)["token"] != "other"
+    assert "Taking over from a run that died" in said[0]
+
+
+def test_what_is_in_conflict_for_a_moment_is_tried_again(s3, bucket):
+    s3.script("409", only=of_lock("PUT"))
+    with RunLock(bucket, pytest.fail, beat_s=0.2):
+        assert s3.seen["409"] == 1
+        s3.always("409", only=of_lock("PUT"))
+        with pytest.raises(ConfigError, match="is active on"), RunLock(bucket, pytest.fail):
+            pass
+
+
+def test_a_store_that_creates_nothing_exclusively_has_locks_too(s3, bucket):
+    s3.script("501", "501", "501", only=of_lock("PUT"))
+    with RunLock(bucket, pytest.fail, beat_s=0.2):
+        s3.always("501", only=of_lock("PUT"))
+        with pytest.raises(ConfigError, match="is active on"), RunLock(bucket, pytest.fail):
+            pass
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+def test_a_storage_that_fails_is_one_message(s3, bucket, method):
+    s3.always("403", only=of_lock(method))
+    message = r"`output` must be .*, but s3://bucket/runs/mine/lock.json failed: Access Denied\. Check .*start again\."
+    with pytest.raises(ConfigError, match=message), RunLock(bucket, pytest.fail, beat_s=0.1):
+        pass
+
+
+def test_a_storage_that_fails_while_another_process_is_waited_for_is_one_message(s3, bucket):
+    s3.always("403", only=of_lock("GET"))
+    with pytest.raises(ConfigError, match=r"`output` must be .*lock.json failed: Access Denied"):
+        RunLock(bucket, pytest.fail).wait(1)
