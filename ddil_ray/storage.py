@@ -93,6 +93,9 @@ def no_room(error: BaseException | None) -> bool:
 
 
 def room_at(path: Path) -> str:
-    """How much room the disk of `path`, which is there, has left."""
-    usage = shutil.disk_usage(path)
+    """How much room the disk of `path` has left, as far as it can be asked."""
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError as error:  # its mount is gone
+        return f"its disk does not answer: {error.strerror}"
     return f"{usage.free / 2**20:,.0f} of {usage.total / 2**20:,.0f} MiB are free there"

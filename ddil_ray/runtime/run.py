@@ -177,6 +177,7 @@ def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder, *, commit:
         journal=folder.local / "metrics.jsonl",
         state=folder.local / "tracking.json",
         timeout_s=t.timeout_s,
+        lost=lambda: folder.others,
     )
 
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class BackgroundTracker:
     | event | effect |
     | --- | --- |
     | start | a thread opens the tracker, then polls the journal |
-    | a call fails | logged once, made again after 2, 4, 8, ... at most 60 s, and every second at the end |
+    | a call fails | logged once, made again after 2, 4, 8, ... at most 60 s, and every second at the end; opened anew |
+    | another tracker, or another place | it gets the whole journal |
     | finish | what is left is sent, then the run is closed; a tracker that fails gets `timeout_s`, then is left |
 
     Args:
@@ -42,12 +43,22 @@ class BackgroundTracker:
         journal: the records.
         state: file that remembers the tracker's run and how far it got; one that cannot be read is as none.
         timeout_s: how long a failing tracker may hold up the end.
+        lost: whether the run is another process's by now, so that nothing more is sent, closed or remembered.
     """
 
-    def __init__(self, tracker: Tracker, run: RunInfo, *, journal: Path, state: Path, timeout_s: float) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        run: RunInfo,
+        *,
+        journal: Path,
+        state: Path,
+        timeout_s: float,
+        lost: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.tracker, self.run, self.timeout_s = tracker, run, timeout_s
-        self._journal, self._state_path = journal, state
-        self._state = {"key": uuid.uuid4().hex, **_read_state(state)}
+        self._journal, self._state_path, self._lost = journal, state, lost
+        self._state = _of_place(tracker.place(), {"key": uuid.uuid4().hex, **_read_state(state)})
         written = journal.stat().st_size if journal.exists() else 0
         self._state["sent"] = min(int(self._state.get("sent", 0)), written)  # the journal may be an older copy
         self._wake, self._left = threading.Event(), threading.Event()
@@ -68,9 +79,11 @@ class BackgroundTracker:
         while self._thread.is_alive() and time.monotonic() - began < self._patience_s:
             self._thread.join(0.2)
         self._left.set()
-        if self._closed or self._thread.ident is None:  # it was never started
+        if self._closed or self._lost() or self._thread.ident is None:  # it was never started
             return None
-        unsent = len(read_after(self._journal, self._state["sent"])[0])
+        unsent = 0
+        with suppress(OSError):  # the journal's disk does not answer
+            unsent = len(read_after(self._journal, self._state["sent"])[0])
         what = f"{unsent} records" if unsent else "The end of the run, or its files,"
         return f"{what} did not reach the tracker; all is in {self._journal.parent}, and `--resume` sends it."
 
@@ -79,11 +92,11 @@ class BackgroundTracker:
         return self.timeout_s if self._failures else _HEALTHY_CLOSE_S
 
     def _run(self) -> None:
-        while not self._left.is_set() and not self._closed:
+        while not (self._left.is_set() or self._closed or self._lost()):
             ending = self._ending  # read first: whatever is journalled before it is sent before the close
             try:
                 self._send()
-                if ending is not None:
+                if ending is not None and not self._lost():
                     self.tracker.close(*ending)
                     self._closed = True
                 self._failures = 0
@@ -91,6 +104,7 @@ class BackgroundTracker:
                 if self._failures == 0:
                     _log.warning("Tracking failed and will be tried again: %s", first_line(error))
                 self._failures += 1
+                self._opened = False  # its run may be gone
             if self._ending is None:
                 self._wake.wait(min(_LONGEST_PAUSE_S, _POLL_S * 2**self._failures))
             elif self._failures:
@@ -109,12 +123,23 @@ class BackgroundTracker:
 
     def _save(self) -> None:
         """Remember. Where there is no room, a process after this one sends again what the tracker has already."""
+        if self._lost():
+            return
         part = self._state_path.with_suffix(".part")
         with suppress(OSError), part.open("w") as file:
             json.dump(self._state, file)
             file.flush()
             os.fsync(file.fileno())
             part.replace(self._state_path)
+
+
+def _of_place(place: str, state: dict[str, Any]) -> dict[str, Any]:
+    """`state` where it is of this place, or is too old to tell; else what is known of the run without any tracker."""
+    before = state.setdefault("place", place)
+    if before == place:
+        return state
+    _log.warning("Tracking goes from %s to %s, from the first record on.", before, place)
+    return {"key": state["key"], "place": place}
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from ddil_ray.errors import ConfigError, first_line
-from ddil_ray.redact import redact
+from ddil_ray.redact import HIDDEN, redact
 from ddil_ray.tracking.journal import TIME
 from ddil_ray.tracking.tracker import Record, RunInfo
 
 __all__ = ["MlflowTracker", "experiment_of", "quiet", "refused"]
 
+_RUNNING = "RUNNING"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 _NO_METRICS = ("step", "phase", "total_steps", TIME)
 _KEY = "ddil_ray_key"
 """Tag by which a run is found again."""
+_log = logging.getLogger(__name__)
 
 
 def quiet() -> None:
@@ -106,29 +108,58 @@ class MlflowTracker:
     def open(self, run: RunInfo, state: dict[str, Any]) -> None:
         """See `Tracker.open`."""
         self._client = MlflowClient(self.uri)
-        if "run_id" not in state:
-            experiment_id = experiment_of(self._client, self.experiment)
-            run_id = self._begun(experiment_id, state["key"], run.name, run.tags)
-            tags = {**run.tags, "mlflow.parentRunId": run_id}
-            rounds = [
-                self._begun(experiment_id, f"{state['key']}-{number}", f"{run.name} {name}", tags)
-                for number, name in enumerate(run.rounds)
-            ]
-            params = [Param(key, value[:6000]) for key, value in run.params.items()]
-            for start in range(0, len(params), _PARAMS_PER_CALL):
-                self._client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])
-            state.update(run_id=run_id, rounds=rounds)  # only once all of it is there: a failed call is made again
-        else:
-            for run_id in (state["run_id"], *state["rounds"]):
-                self._client.update_run(run_id, status="RUNNING")
-            self._client.log_batch(state["run_id"], tags=[RunTag(k, v) for k, v in run.tags.items()])
+        known = [state["run_id"], *state["rounds"]] if "run_id" in state else []
+        if not self._goes_on(run, known):
+            self._begin(run, state)
+            if known:
+                _log.warning(
+                    "MLflow run %s, or a round of it, is gone from %s: run %s gets all, from the first record on.",
+                    *(known[0], self.place(), state["run_id"]),
+                )
         self._run_id, self._rounds = state["run_id"], state["rounds"]
 
+    def _goes_on(self, run: RunInfo, known: Sequence[str]) -> bool:
+        """Open the runs that are known again, if there are any and all are there; False if not."""
+        try:
+            found = [self._client.get_run(run_id) for run_id in known]
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        if not found or any(one.info.lifecycle_stage == LifecycleStage.DELETED for one in found):
+            return False
+        for one in found:
+            self._open_again(one, run.tags)
+        return True
+
+    def _begin(self, run: RunInfo, state: dict[str, Any]) -> None:
+        experiment_id = experiment_of(self._client, self.experiment)
+        run_id = self._begun(experiment_id, state["key"], run.name, run.tags)
+        tags = {**run.tags, "mlflow.parentRunId": run_id}
+        rounds = [
+            self._begun(experiment_id, f"{state['key']}-{number}", f"{run.name} {name}", tags)
+            for number, name in enumerate(run.rounds)
+        ]
+        has = self._client.get_run(run_id).data.params  # which cannot be changed, and may be those of its first start
+        params = [Param(key, value[:6000]) for key, value in run.params.items() if key not in has]
+        for start in range(0, len(params), _PARAMS_PER_CALL):
+            self._client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])
+        state.update(run_id=run_id, rounds=rounds, sent=0)  # only once all of it is there: a failed call is made again
+
     def _begun(self, experiment_id: str, key: str, name: str, tags: dict[str, str]) -> str:
-        """Id of the run that has this key: a call whose answer was lost has made it already."""
+        """Id of the run that has this key: a call whose answer was lost has made it already, or a process before."""
         found = self._client.search_runs([experiment_id], f"tags.{_KEY} = '{key}'", max_results=1)
-        run = found[0] if found else self._client.create_run(experiment_id, tags={**tags, _KEY: key}, run_name=name)
-        return str(run.info.run_id)
+        if found:
+            self._open_again(found[0], tags)
+            return str(found[0].info.run_id)
+        return str(self._client.create_run(experiment_id, tags={**tags, _KEY: key}, run_name=name).info.run_id)
+
+    def _open_again(self, found: Run, tags: dict[str, str]) -> None:
+        if found.info.status != _RUNNING:
+            self._client.update_run(found.info.run_id, status=_RUNNING)
+        for name, value in tags.items():
+            if found.data.tags.get(name) != value:
+                self._client.set_tag(found.info.run_id, name, value)
 
     def log(self, records: Sequence[Record]) -> None:
         """See `Tracker.log`. MLflow keeps a metric once that it gets twice, of the same time."""
@@ -157,6 +188,10 @@ class MlflowTracker:
                 self._client.log_artifact(self._run_id, str(path))
         for run_id in (*self._rounds, self._run_id):
             self._client.set_terminated(run_id, status=_STATUS[status])
+
+    def place(self) -> str:
+        """See `Tracker.place`; who asks makes no other place of it."""
+        return f"MLflow at {redact(self.uri).replace(f'{HIDDEN}@', '')}"
 
     def look(self) -> str:
         """See `Tracker.look`."""

@@ -35,9 +35,11 @@ class Tracker(Protocol):
         """
 
     def open(self, run: RunInfo, state: dict[str, Any]) -> None:
-        """Start the run, or go on with the one that `state` remembers; `state` is kept between processes.
+        """Start the run, or go on with the one that `state` remembers; called again after a call that failed.
 
-        Its "key" names the run and is the same in all tries, so that none starts a second one.
+        `state` is kept between processes for as long as `place` is the same. Its "key" names the run and is the same
+        in all tries and places, so that none starts a second one. Its "sent" is what the run has of the journal, in
+        bytes; a tracker that finds its run gone starts another, and sets it to 0.
         """
 
     def log(self, records: Sequence[Record]) -> None:
@@ -45,6 +47,9 @@ class Tracker(Protocol):
 
     def close(self, status: str, files: Sequence[Path]) -> None:
         """End the run as `finished`, `failed` or `stopped`, with `files` (files or folders) as its artifacts."""
+
+    def place(self) -> str:
+        """Which tracker this is and where, without secrets: one at another place gets the whole run."""
 
     def look(self) -> str:
         """What a user types, or where they look, to see the run."""
@@ -64,6 +69,10 @@ class NullTracker:
 
     def close(self, status: str, files: Sequence[Path]) -> None:
         """Nothing."""
+
+    def place(self) -> str:
+        """See `Tracker.place`."""
+        return "no tracker"
 
     def look(self) -> str:
         """Nothing."""

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import shutil
 import socket
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from faulty_proxy import Faulty
 from mlflow.tracking import MlflowClient
 from mlflow_server import MlflowServer
+from rich.console import Console
 from runs import small_run
 
 from ddil_ray.errors import ConfigError
-from ddil_ray.runtime.run import distill
-from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, read_journal
+from ddil_ray.folder import RunFolder
+from ddil_ray.runtime.run import _close, distill
+from ddil_ray.runtime.run import _tracker as _tracker_of
+from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, View, read_journal
 
 RUN = RunInfo("a-run", params={"seed": "0"}, tags={"git_commit": "abc"}, rounds=["round 4 steps", "round 2 steps"])
 
 
 def _tracker(uri, timeout_s=5.0):
-    return TRACKERS["mlflow"](uri=uri, experiment="tests", timeout_s=timeout_s)
+    return TRACKERS["mlflow" if uri else "none"](uri=uri, experiment="tests", timeout_s=timeout_s)
 
 
-def _background(folder, uri, timeout_s=5.0):
+def _background(folder, uri, timeout_s=5.0, run=RUN):
     return BackgroundTracker(
         _tracker(uri, timeout_s),
-        RUN,
+        run,
         journal=folder / "metrics.jsonl",
         state=folder / "tracking.json",
         timeout_s=timeout_s,
@@ -219,6 +226,121 @@ def test_records_of_a_journal_that_is_older_than_its_tracker_are_sent(tmp_path, 
     journal.append([_record(n) for n in range(30, 60)])
     assert background.finish("finished") is None
     _assert_everything_once(uri, 60)
+
+
+def _track(folder, uri, records, run=RUN):
+    """One process of the run, which makes the records of these numbers."""
+    background = _background(folder, uri, run=run)
+    background.start()
+    Journal(folder / "metrics.jsonl").append([_record(n) for n in records])
+    assert background.finish("stopped") is None
+
+
+def _forget_the_place(folder):
+    """As of a version that did not know it."""
+    state = json.loads((folder / "tracking.json").read_text())
+    del state["place"]
+    (folder / "tracking.json").write_text(json.dumps(state))
+
+
+@pytest.fixture
+def other_uri(empty_database, tmp_path):
+    """Of another database without runs."""
+    shutil.copy(empty_database, tmp_path / "other.db")
+    return f"sqlite:///{tmp_path}/other.db"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_another_database_gets_the_whole_run_and_the_first_one_again_what_it_lacks(
+    tmp_path, uri, other_uri, told, caplog
+):
+    """Parameters, which MLflow never changes, may have changed by then."""
+    _track(tmp_path, uri, range(20))
+    if not told:
+        _forget_the_place(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        _track(tmp_path, other_uri, range(20, 40))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("ddil_ray")]
+    assert line.endswith("from the first record on.")
+    assert f"MLflow at {other_uri}" in line
+    _assert_everything_once(other_uri, 40)
+    _track(tmp_path, uri, range(40, 60), run=RunInfo(RUN.name, {"seed": "1"}, RUN.tags, RUN.rounds))
+    _assert_everything_once(uri, 60)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_tracker_gets_what_was_made_while_there_was_none(tmp_path, uri, told):
+    _track(tmp_path, None, range(40))
+    if not told:
+        _forget_the_place(tmp_path)
+    _track(tmp_path, uri, range(40, 60))
+    _assert_everything_once(uri, 60)
+
+
+@pytest.mark.parametrize("name", ["a-run", "a-run round 2 steps"])
+@pytest.mark.parametrize("when", ["between two processes", "meanwhile"])
+def test_a_run_that_was_deleted_in_mlflow_is_made_again(tmp_path, uri, name, when):
+    def delete():
+        (run,) = [run.info.run_id for run in _runs(uri) if run.info.run_name == name]
+        MlflowClient(uri).delete_run(run)
+
+    _track(tmp_path, uri, range(40))
+    if when == "between two processes":
+        delete()
+    background = _background(tmp_path, uri)
+    background.start()
+    if when == "meanwhile":
+        _until(lambda: background._opened)
+        delete()
+    Journal(tmp_path / "metrics.jsonl").append([_record(n) for n in range(40, 60)])
+    assert background.finish("finished") is None
+    _assert_everything_once(uri, 60)
+    runs = {run.info.run_name: run for run in _runs(uri)}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["a-run round 2 steps"].data.tags["mlflow.parentRunId"] == runs["a-run"].info.run_id
+
+
+def test_a_place_is_told_without_secrets_and_the_same_whoever_asks():
+    secret = "postgresql://me:hunter2@db:5432/mlflow"  # pragma: allowlist secret
+    assert _tracker(secret).place() == _tracker("postgresql://db:5432/mlflow").place()
+
+
+def test_a_process_that_lost_its_run_sends_closes_and_remembers_nothing_more(tmp_path, uri):
+    """Both processes have one MLflow run and, on a disk, one folder."""
+    tracking = {"tracker": "mlflow", "uri": uri, "experiment": "tests"}
+    folder = RunFolder(str(tmp_path), "a-run")
+    loser = _tracker_of(
+        small_run(output=str(tmp_path), name="a-run", tracking=tracking),
+        SimpleNamespace(objective=SimpleNamespace(phases=())),
+        folder,
+        commit="abc",
+    )
+    loser.start()
+    _until(lambda: loser._opened)
+    folder.others = True
+    (folder.local / "tracking.json").write_text("the winner's")
+    Journal(folder.local / "metrics.jsonl").append([_record(0)])
+    view = View(Console(file=io.StringIO()))
+    assert _close(loser, folder, "stopped", view) is None
+    assert view.console.file.getvalue() == ""
+    assert not loser._thread.is_alive()
+    assert (folder.local / "tracking.json").read_text() == "the winner's"
+    (run,) = _runs(uri)
+    assert run.info.status == "RUNNING"
+    assert MlflowClient(uri).get_metric_history(run.info.run_id, "loss") == []
+
+
+def test_a_journal_whose_disk_is_gone_stops_nobody_and_has_everything_once_it_is_back(tmp_path):
+    said, disk = [], tmp_path / "disk"
+    disk.mkdir()
+    journal = Journal(disk / "metrics.jsonl", said.append)
+    journal.append([_record(0)])
+    disk.rename(tmp_path / "away")
+    journal.append([_record(1)])
+    assert "its disk does not answer" in said[0]
+    (tmp_path / "away").rename(disk)
+    journal.append([_record(2)])
+    assert read_journal(disk / "metrics.jsonl") == [_record(n) for n in range(3)]
 
 
 @pytest.mark.parametrize("kind", ["refuses", "never answers"])
