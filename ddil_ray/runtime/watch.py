@@ -116,7 +116,8 @@ class Watch:
                 self._advisor.read(record)
             self._view.show(record)
         self._metrics.show(records)
-        self._journal.append(records)
+        if not self._folder.others:
+            self._journal.append(records)
         if any("checkpoint/step" in record for record in records):
             self._prune()
             self._folder.sync_soon(self._view.say)

@@ -47,3 +47,13 @@ def test_records_that_come_late_are_kept(tmp_path, monkeypatch):
         watch()
     assert [record["step"] for record in found] == [2]
     ray.kill(hub)
+
+
+def test_records_of_a_run_that_another_has_by_now_are_not_written_into_its_journal(tmp_path):
+    hub, folder, shown = SlowHub.remote(), RunFolder(str(tmp_path), "a"), []
+    folder.others = True
+    quiet = SimpleNamespace(received=None, fresh=lambda: False, show=shown.extend, watch=lambda: None)
+    Watch(hub, View(), quiet, folder, quiet, None, quiet, lambda: None)()
+    assert [record["step"] for record in shown] == [2]
+    assert not (folder.local / "metrics.jsonl").exists()
+    ray.kill(hub)
