@@ -372,7 +372,8 @@ def test_the_command_ends_when_others_delete_what_it_serves(capsys, digits, deed
         try:
             until(lambda: _answers(f"http://127.0.0.1:{port}/"))
         finally:
-            subprocess.run([sys.executable, "-c", f"from ray import serve; {deed}"], env=cluster, check=True)
+            # It may not see the end, which the command hastens.
+            subprocess.run([sys.executable, "-c", f"from ray import serve; {deed}"], env=cluster, check=False)
 
     with ThreadPoolExecutor(1) as pool:
         deleting = pool.submit(others)

@@ -78,10 +78,7 @@ def demo_t2i(
             "One seed each, equal updates. Frechet distances and the paired error are better lower, the rest higher.",
             "The paired error compares a sample with the teacher's from the same noise.",
         ],
-        [
-            *prompt_parts(comparison.grids, "The same prompts and noises", models),
-            *prompt_parts(folder / _NEW, "Prompts that no emoji has", models),
-        ],
+        prompt_parts(folder / _NEW, "Prompts that no emoji has", models),
     )
     if as_json:
         print_json({"folder": str(folder), "scores": comparison.measured, "about": comparison.about})
