@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="folder for both runs and soak.json")
     parser.add_argument("--preset", default="digits-pd", help="what is distilled; one with rounds")
-    parser.add_argument("--steps", type=int, default=900, help="updates per round")
+    parser.add_argument("--steps", type=int, default=1000, help="updates per round")
     parser.add_argument("--every", type=float, nargs=2, default=(20.0, 40.0), help="seconds between kills, least, most")
     parser.add_argument("--kinds", nargs="+", choices=[*TITLES, "driver"], default=list(TITLES), help="what is killed")
     parser.add_argument("--most", type=float, default=math.inf, help="kills after which the run is left alone")
