@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
+from started import free_port
 
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.admission import Stream
@@ -244,8 +245,9 @@ def test_a_run_that_is_refused_leaves_the_config_of_the_one_that_it_was_to_go_on
     folder = Path(run_dir, "small")
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("as it was")
+    nobody = {"tracker": "mlflow", "uri": f"http://127.0.0.1:{free_port()}", "required": True, "timeout_s": 1}
     with pytest.raises(ConfigError, match=r"tracking\.uri"):
-        distill(small_run(output=run_dir, tracking={"tracker": "mlflow", "uri": "nowhere://x"}), resume=True)
+        distill(small_run(output=run_dir, tracking=nobody), resume=True)
     assert (folder / "config.yaml").read_text() == "as it was"
 
 

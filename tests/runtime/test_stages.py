@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from publishing import Rank0, streams, tensors
+from ray.exceptions import OwnerDiedError
 from runs import PD, THREE_SOURCES, small_run
+from started import until
 
 from ddil_ray.errors import RunFailedError
 from ddil_ray.runtime import poison, stages
@@ -151,6 +153,14 @@ class _Owner:
         return [ray.put(value)]
 
 
+def _gone(reference):
+    try:
+        ray.get(reference)
+    except OwnerDiedError:
+        return True
+    return False
+
+
 @pytest.mark.ray
 def test_weights_that_go_with_their_owner_are_asked_for_again(ray_cluster, monkeypatch):
     """As when the hub dies while an actor fetches them, which is no fault of the stream."""
@@ -162,6 +172,7 @@ def test_weights_that_go_with_their_owner_are_asked_for_again(ray_cluster, monke
     owner = _Owner.remote()
     lost = ray.get(owner.own.remote(np.zeros(2**20)))
     ray.kill(owner)
+    until(lambda: _gone(*lost))
     take, taken = stage._take, []
 
     def once(grant, load):

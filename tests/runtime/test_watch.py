@@ -55,5 +55,5 @@ def test_records_of_a_run_that_another_has_by_now_are_not_written_into_its_journ
     quiet = SimpleNamespace(received=None, fresh=lambda: False, show=shown.extend, watch=lambda: None)
     Watch(hub, View(), quiet, folder, quiet, None, quiet, lambda: None)()
     assert [record["step"] for record in shown] == [2]
-    assert not (folder.local / "metrics.jsonl").exists()
+    assert read_journal(folder.local / "metrics.jsonl") == []
     ray.kill(hub)
