@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -23,7 +23,7 @@ from ddil_ray.config import ChainConfig, ConfigTree, RunConfig, deciding, teache
 from ddil_ray.config.chain import LINKS, STUDENTS, Compare, Export
 from ddil_ray.config.prepare import PrepareConfig
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
-from ddil_ray.folder import run_url, write_whole
+from ddil_ray.folder import run_url, using, write_whole
 from ddil_ray.redact import redact
 from ddil_ray.storage import open_url
 from ddil_ray.training.manifest import sha256
@@ -166,15 +166,8 @@ class Chain:
         """The run folders that a stage takes the students of."""
         return [self.part(before) for before in STUDENTS[name] if before in self._done]
 
-    @contextmanager
-    def _reaching(self, kind: type[DdilError] = ConfigError) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # every filesystem has errors of its own
-            raise kind(
-                f"`output` must be a folder or URL that can be read and written, but {self.url} failed: "
-                f"{first_line(error)}. The same command goes on when it can be."
-            ) from error
+    def _reaching(self, kind: type[DdilError] = ConfigError) -> AbstractContextManager[None]:
+        return using(self.url, "The same command goes on when it can be.", kind)
 
     def _prefix(self, name: str) -> str:
         return f"{self.config.name}-{name.replace('_', '-')}-"

@@ -22,7 +22,17 @@ from ddil_ray.mirror import Mirror
 from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
-__all__ = ["PART", "RunFolder", "check_writable", "environment", "holds", "run_url", "write_json", "write_whole"]
+__all__ = [
+    "PART",
+    "RunFolder",
+    "check_writable",
+    "environment",
+    "holds",
+    "run_url",
+    "using",
+    "write_json",
+    "write_whole",
+]
 
 PART = ".part"
 """What names of local files end with that are being written, and are not copied."""
@@ -188,6 +198,29 @@ def reading(url: str) -> Iterator[None]:
     except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(
             f"`output` must be readable, but {url} failed: {first_line(error)}. Try again when it is."
+        ) from error
+
+
+@contextmanager
+def using(url: str, then: str, kind: type[DdilError] = ConfigError) -> Iterator[None]:
+    """Read and write at `url` within this.
+
+    Args:
+        url: shown to the user.
+        then: what the user does about it, as a sentence.
+        kind: of the error.
+
+    Raises:
+        DdilError: of that kind, where the storage fails; others pass.
+    """
+    try:
+        yield
+    except DdilError:
+        raise
+    except Exception as error:  # every filesystem has errors of its own
+        raise kind(
+            f"`output` must be a folder or URL that can be read and written, but {url} failed: {first_line(error)}. "
+            f"{then}"
         ) from error
 
 

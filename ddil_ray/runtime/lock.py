@@ -15,7 +15,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from typing import Any
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
-from ddil_ray.folder import RunFolder, write_whole
+from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.folder import RunFolder, using, write_whole
 
 __all__ = ["LOCK", "RunLock"]
 
@@ -141,17 +142,8 @@ class RunLock:
                 "another `name`."
             )
 
-    @contextlib.contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except DdilError:
-            raise
-        except Exception as error:  # every filesystem has errors of its own
-            raise ConfigError(
-                f"`output` must be a folder or URL that can be read and written, but {self._url}/{LOCK} failed: "
-                f"{first_line(error)}. Check the address, the disk and the credentials, and start again."
-            ) from error
+    def _reaching(self) -> AbstractContextManager[None]:
+        return using(f"{self._url}/{LOCK}", "Check the address, the disk and the credentials, and start again.")
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_s):

@@ -208,14 +208,14 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
         newest = _newest(store, folder, view)
     if newest is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
-    if newest.step < total and received is None:
-        raise RunFailedError(f"Training has ended, but the newest whole checkpoint is of step {newest.step}. {go_on}")
     if received is not None:
         raise RunStoppedError(
             f"Stopped by {signal.Signals(received).name} after step {newest.step} of {total}; everything is saved. "
             f"{go_on}",
             signal=received,
         )
+    if newest.step < total:
+        raise RunFailedError(f"Training has ended, but the newest whole checkpoint is of step {newest.step}. {go_on}")
     with folder.reaching(go_on), store.fetched(newest, LEARNER) as learner:
         rounds = read_rounds(learner)
     return round_models(recipe.student_of(made.teacher), rounds)

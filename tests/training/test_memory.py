@@ -20,10 +20,8 @@ from ddil_ray.training.recipe import Recipe
 from ddil_ray.training.shift import ShiftMeter
 
 ROWS = 256
-WITH_HALVES = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512",
-    reason="without AVX-512 torch computes in halves by way of float32 copies, which are not counted",
-)
+COPIES_HALVES = torch.backends.cpu.get_cpu_capability() != "AVX512"
+WHY = "without AVX-512 torch computes in halves by way of float32 copies, which are not counted"
 OBJECTIVES = {
     "pd": PD,
     "lcm": {"type": "lcm", "solver_steps": 10, "student_steps": 2},
@@ -107,7 +105,7 @@ def test_every_role_takes_what_was_estimated(given, name, objective):
         {"batch_size": 1},
         {"batch_size": 1, "optimizer": "adamw_8bit"},
         pytest.param({"accumulate": 4}, marks=pytest.mark.slow),
-        pytest.param({"precision": "bf16"}, marks=[pytest.mark.slow, WITH_HALVES]),
+        pytest.param({"precision": "bf16"}, marks=[pytest.mark.slow, pytest.mark.skipif(COPIES_HALVES, reason=WHY)]),
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )
@@ -135,8 +133,8 @@ def test_a_teacher_in_halves_is_estimated_so(given):
     found = estimate(recipe, made)["labels (forward)"]
     weights = sum(p.numel() * p.element_size() for p in made.teacher.network.parameters())
     assert found.parts["teacher"] == weights / 2
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        pytest.skip("without AVX-512 torch computes in halves by way of float32 copies, which are not counted")
+    if COPIES_HALVES:
+        pytest.skip(WHY)
     assert_close(found, measured_labels(recipe, made))
 
 
