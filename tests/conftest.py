@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -26,6 +26,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray") is not None:
             item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.fixture
+def recovery(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Tells how many seconds what took; all that was told is printed when the tests are done."""
+    return lambda what, seconds: record_property("recovery", f"{seconds:.1f} s {what}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Times to recover, for the tables of docs/reliability.md."""
+    reports = terminalreporter.getreports("passed")
+    told = [value for report in reports for name, value in report.user_properties if name == "recovery"]
+    if told:
+        terminalreporter.section("times to recover")
+    for line in told:
+        terminalreporter.write_line(str(line))
 
 
 @pytest.fixture(scope="session", autouse=True)

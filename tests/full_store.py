@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ PIECES = (2**20, 2**17)
 """Bytes of what somebody keeps there: the second as soon as there is room again. Less than that is not kept there."""
 
 
-def main(output: str) -> None:
-    """Blocks are large enough to need the store."""
+def main(output: str, *, disk: Path, steps: int, most: float) -> None:
+    """Blocks are large enough to need the store; somebody else keeps `most` pieces there."""
     role = {"batch_size": 4096}
     config = small_run(
         output=output,
-        trainer={"steps": 5000, "max_failures": 1},
+        trainer={"steps": steps, "max_failures": 1},
         forward_states=role,
         student_rollouts=role,
         replay={"capacity": 8192},
@@ -50,19 +51,23 @@ def main(output: str) -> None:
             found.setdefault("at", time.monotonic())
 
     def fill() -> None:
-        while not ended.wait(0.02 if "full" in found else 0):
+        while len(held) < most and not ended.wait(0.02 if "full" in found else 0):
             with keeping_on():
                 held.append(ray.put(np.random.default_rng(len(held)).bytes(PIECES["full" in found])))
 
-    with connected(4, object_store_memory=STORE, object_spilling_directory=sys.argv[2]):
+    with connected(4, object_store_memory=STORE, object_spilling_directory=str(disk)):
         when(lambda: furthest(journal) >= 40, fill)
         try:
             distill(config)
         except RunFailedError as error:
             found.update(message=str(error), ended_s=time.monotonic() - found.get("at", math.nan))
         ended.set()
+        found["spilled"] = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
+    found["last"] = furthest(journal)
     Path(output, "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    run_alone(main)
+    how = {"fills both": (5000, math.inf), "fills the store": (300, 2 * STORE // PIECES[0])}
+    given_steps, given_most = how[sys.argv[3]]
+    run_alone(partial(main, disk=Path(sys.argv[2]), steps=given_steps, most=given_most))

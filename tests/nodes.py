@@ -1,14 +1,16 @@
-"""A run on a cluster of its own that loses the node of its rollout actors and gets another; writes found.json."""
+"""Runs on clusters of their own that lose a node, and may get another; each writes found.json."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 from own_cluster import connected, furthest, one_more_node, run_alone
 from runs import small_run, when
 
+from ddil_ray.errors import RunFailedError
 from ddil_ray.runtime.run import distill
 from ddil_ray.tracking import read_journal
 
@@ -50,5 +52,22 @@ def main(output: str) -> None:
     Path(output, "found.json").write_text(json.dumps(found))
 
 
+def without_room(output: str) -> None:
+    """The trainer's node goes, and none comes."""
+    trainer = {"steps": 5000, "num_cpus": 1, "resources": {"away": 1}}
+    config = small_run(output=output, trainer=trainer, checkpoint={"every": 20})
+    journal = Path(output, config.name, "metrics.jsonl")
+    with connected(4) as cluster:
+        away = cluster.add_node(num_cpus=2, resources={"away": 1})
+        when(lambda: furthest(journal) >= 40, lambda: cluster.remove_node(away, allow_graceful=False))
+        try:
+            distill(config)
+        except RunFailedError as error:
+            Path(output, "found.json").write_text(json.dumps({"message": str(error)}))
+
+
 if __name__ == "__main__":
-    run_alone(main)
+    if sys.argv[2:] == ["without room"]:
+        run_alone(without_room, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="5")  # of 60: Ray Train tries again and again
+    else:
+        run_alone(main)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,20 @@ def with_a_cluster_of_its_own(script: str, *arguments: str | Path, timeout_s: fl
 
 
 @contextlib.contextmanager
-def one_more_node(address: str, num_cpus: int, **resources: float) -> Iterator[Callable[[], Any]]:
-    """Gives what starts another node of the cluster at `address`, in any thread; it goes with the context."""
+def one_more_node(
+    address: str, num_cpus: int, *options: str, within: Sequence[str] = (), **resources: float
+) -> Iterator[Callable[[], Any]]:
+    """Gives what starts another node of the cluster at `address`, in any thread; it goes with the context.
+
+    `options` are more of `ray start`; `within` is a command that runs it elsewhere.
+    """
     ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", f"--address={address}", f"--num-cpus={num_cpus}", f"--resources={json.dumps(resources)}"]
+    command = [*within, ray, "start", f"--address={address}", f"--num-cpus={num_cpus}", *options]
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        started.append(subprocess.Popen([*command, "--block"], **quiet))
+        started.append(subprocess.Popen([*command, f"--resources={json.dumps(resources)}", "--block"], **quiet))
 
     try:
         yield start

@@ -15,7 +15,6 @@ To add a family: see `family`, and a row in `FAMILIES`.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from ddil_ray.errors import ConfigError, DdilError, first_line
 from ddil_ray.factory import is_factory
+from ddil_ray.imports import import_large
 from ddil_ray.models.family import Family, check_reads_latents, unreadable
 from ddil_ray.models.fetch import fetch_hub, fetch_url
 from ddil_ray.models.lora import Lora, adapted
@@ -153,7 +153,7 @@ def _family_of(folder: Path) -> Family:
     classes = [str(entry[1]) for entry in entries]
     for needed, module in FAMILIES.items():
         if set(needed) <= set(classes):
-            family: Family = importlib.import_module(module).FAMILY
+            family: Family = import_large(module).FAMILY
             return family
     known = ", ".join(" with ".join(needed) for needed in FAMILIES)
     raise ConfigError(

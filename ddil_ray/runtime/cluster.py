@@ -50,6 +50,7 @@ WORKER_ENV = {
 LOCAL_ENV = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # which Ray asks for, as it would for one in the home folder
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is preempted as a whole
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a controller of one or two workers has little to ask
     "RAY_worker_maximum_startup_concurrency": "16",  # else it warns of its own processes
 }
 """For a Ray that is started for one run. Set in this process, so that workers inherit it and start at once."""
@@ -57,6 +58,8 @@ LOCAL_ENV = {
 
 _TOO_LATE = "timed out during startup"
 """In what Ray raises of its own node: an Exception of no other kind."""
+_OTHER_VERSIONS = "Version mismatch"
+"""In the RuntimeError that Ray raises where a cluster runs with others."""
 
 
 @contextmanager
@@ -132,6 +135,12 @@ def _init(options: Mapping[str, Any], address: str | None) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if _OTHER_VERSIONS in str(error):
+            raise ConfigError(
+                f"RAY_ADDRESS must be a cluster with the Ray and the Python of this process, but is {address!r}: "
+                f"{' '.join(str(error).split())}. Install here what the cluster has, or have the command run there, "
+                "by `ray job submit`."
+            ) from error
         raise ConfigError(
             f"RAY_ADDRESS must be a running cluster, or unset for a local Ray, but is {address!r} and failed: "
             f"{first_line(error)} Where a cluster asks for a token, as those of cluster/start-head.sh do, "

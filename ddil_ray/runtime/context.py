@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ddil_ray.imports import import_large
 
 if TYPE_CHECKING:
     from ddil_ray.config import Role
@@ -66,7 +67,7 @@ class StageCall:
 def build_stage(stage: str, *arguments: Any) -> Any:
     """An object of the class `module.path:Class`."""
     module, _, name = stage.partition(":")
-    return getattr(importlib.import_module(module), name)(*arguments)
+    return getattr(import_large(module), name)(*arguments)
 
 
 def anchored(config: dict[str, Any]) -> dict[str, Any]:

@@ -91,10 +91,10 @@ def distill(
     try:
         with RunLock(folder, view.say), ended_by_signals():
             return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
-    except SystemExit:
-        raise RunStoppedError(
-            f"Stopped at once by SIGTERM; what was saved is there. {_go_on(folder)}", signal=signal.SIGTERM
-        ) from None
+    except (SystemExit, KeyboardInterrupt) as end:
+        received = signal.SIGTERM if isinstance(end, SystemExit) else signal.SIGINT
+        message = f"Stopped at once by {received.name}; what was saved is there. {_go_on(folder)}"
+        raise RunStoppedError(message, signal=received) from None
 
 
 def _distill(
@@ -231,7 +231,10 @@ def _go_on(folder: RunFolder) -> str:
 
 def _newest(store: CheckpointStore, folder: RunFolder, view: View) -> Saved | None:
     with folder.reaching(_go_on(folder)):
-        return store.newest(view.say)
+        newest = store.newest(view.say)
+    if newest is not None and (others := newest.other_versions()):
+        view.say(f"The checkpoint was written with {others}: what follows need not be the same to the last bit.")
+    return newest
 
 
 def _run_parts(

@@ -173,7 +173,7 @@ class Stage:
             return False
         self._admitted_at, self._busy_s, sieve.count, self._made = time.perf_counter(), 0.0, 0, (0, 0)
         if self.watchdog is not None:
-            self.watchdog.begin(f"block {block} of {stream} states")
+            self.watchdog.begin(f"{'a block' if block is None else f'block {block}'} of {stream} states")
         if self._take(grant, load_student):
             return True
         if self.watchdog is not None:

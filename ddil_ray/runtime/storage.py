@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ddil_ray.training.manifest import (
     BrokenCheckpointError,
     DamagedCheckpointError,
     Manifest,
+    libraries,
     manifest_of,
     sha256,
 )
@@ -40,6 +41,14 @@ class Saved:
     path: str
     """Without protocol."""
     step: int
+    libraries: Mapping[str, str]
+    """Versions of what wrote it."""
+
+    def other_versions(self) -> str:
+        """What is of another version here, as "torch 2.12.0 (here 2.13.0)"; empty where nothing is."""
+        here = libraries()
+        changed = [name for name in sorted(here) if self.libraries.get(name) != here[name]]
+        return ", ".join(f"{name} {self.libraries.get(name, 'unknown')} (here {here[name]})" for name in changed)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ def verify(fs: Any, folder: str, *, digests: bool = True) -> Saved:
         with fs.open(f"{folder}/{name}", "rb") as file:
             if sha256(file) != facts.sha256:
                 raise DamagedCheckpointError(f"{name} has another sha256 than when it was written")
-    return Saved(folder, manifests[0].step)
+    return Saved(folder, manifests[0].step, manifests[0].libraries)
 
 
 def _manifests(fs: Any, folder: str, names: dict[str, int]) -> list[Manifest]:

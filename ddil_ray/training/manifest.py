@@ -24,6 +24,7 @@ __all__ = [
     "DamagedCheckpointError",
     "FileFacts",
     "Manifest",
+    "libraries",
     "manifest_of",
     "sha256",
 ]
@@ -57,6 +58,12 @@ def sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def libraries() -> dict[str, str]:
+    """Versions here of what writes and reads checkpoints."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return versions | {"python": platform.python_version()}
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """What a file must be."""
@@ -85,9 +92,7 @@ class Manifest:
     @classmethod
     def of(cls, folder: Path, step: int) -> Manifest:
         """Of all files of a folder."""
-        versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-        files = {path.name: FileFacts.of(path) for path in sorted(folder.iterdir())}
-        return cls(step, files, versions | {"python": platform.python_version()})
+        return cls(step, {path.name: FileFacts.of(path) for path in sorted(folder.iterdir())}, libraries())
 
     def render(self) -> bytes:
         """As the bytes of its file."""

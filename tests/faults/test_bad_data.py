@@ -125,6 +125,27 @@ def test_no_byte_of_prepared_latents_can_change_unnoticed(tmp_path):
             load_images(str(folder))
 
 
+def test_no_byte_of_prepared_embeddings_can_make_others_of_them(tmp_path):
+    """They are read while a run goes on, a few rows at a time, so that pages' checksums are what tells."""
+    folder = Path(prepared(save_pipeline("stable_diffusion", tmp_path), tmp_path, rows=4))
+    path = min(folder.rglob("prompts/*.parquet"))
+
+    def embeddings():
+        prompts = load_images(str(folder)).prompts
+        return prompts.rows(range(len(prompts)))
+
+    expected, content, chance, refused = embeddings(), path.read_bytes(), random.Random(0), 0
+    for place in chance.sample(range(len(content)), 150):
+        path.write_bytes(content[:place] + bytes([content[place] ^ chance.randrange(1, 256)]) + content[place + 1 :])
+        try:
+            found = embeddings()
+        except DataError:
+            refused += 1
+            continue
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert refused > 75
+
+
 def test_an_empty_file_among_others_is_no_fault(tmp_path):
     """As Spark and others write them, with types of their own."""
     import pyarrow as pa

@@ -200,8 +200,19 @@ def test_training_goes_on_while_the_disk_is_full_and_no_record_is_lost(small_dis
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+def test_an_object_store_that_is_full_goes_on_to_the_disk_and_training_goes_on(tmp_path, run_dir):
+    with_a_cluster_of_its_own("full_store.py", run_dir, tmp_path, "fills the store")
+    found = json.loads(Path(run_dir, "found.json").read_text())
+    assert "full" not in found
+    assert found["spilled"] > 80 * 2**20
+    assert found["last"] == 300
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_an_object_store_that_is_full_with_its_disk_ends_the_run_with_one_message(small_disk, run_dir):
-    with_a_cluster_of_its_own("full_store.py", run_dir, small_disk("24m"))
+    with_a_cluster_of_its_own("full_store.py", run_dir, small_disk("24m"), "fills both")
     found = json.loads(Path(run_dir, "found.json").read_text())
     assert found["full"] == "OutOfDiskError"
     assert found["message"].startswith("Ray's object store must have room, but it is full, and so is the disk")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from own_cluster import with_a_cluster_of_its_own
+from commands import started
+from own_cluster import furthest, with_a_cluster_of_its_own
+from partition import possible
+from runs import small_run
+from started import until
 
+from ddil_ray.config import to_yaml
 from ddil_ray.runtime.run import distill, resumed_config
+from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.tracking import read_journal
 
-TESTS = Path(__file__).parents[1]
 RAYS_AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
 """They hold nothing of a run, and take a minute to tell a head that is gone of its end."""
 
@@ -28,6 +30,28 @@ def test_a_node_that_is_lost_with_all_rollout_actors_is_replaced_by_another(run_
     assert found["last"] == 400
     assert found["went_on"]
     assert found["done_again"] == 0
+
+
+def test_a_run_whose_trainer_finds_no_room_any_more_ends_and_says_so(run_dir):
+    """Row: node loss, of the trainer's node, when no other comes."""
+    message = _found("nodes.py", run_dir, "without room")["message"]
+    assert message.startswith("The trainer must find room for its 1 workers, but the cluster had none for minutes")
+    assert CheckpointStore(f"{run_dir}/small/checkpoints").newest(print).step >= 20
+
+
+@pytest.mark.parametrize("network", ["returns", "stays away"])
+def test_a_network_that_breaks_leaves_no_row_lost_or_too_old(run_dir, network, recovery):
+    """Row: network partition. Before Ray gives the node up nothing has happened; after that it is a lost node."""
+    if not possible():
+        pytest.skip("this user may not lay networks")
+    found = _found("partition.py", run_dir, network)
+    recovery(f"from when the network broke until 20 steps further than it then got ({network})", found["recovered_s"])
+    assert found["stood"]
+    assert found["last"] == 400
+    assert found["went_on"]
+    assert found["done_again"] == 0
+    assert found["oldest"] <= found["bound"]
+    assert (found["deaths"] > 0) == (network == "stays away")
 
 
 def test_a_node_that_is_about_to_be_taken_away_has_a_checkpoint_saved_in_time(run_dir):
@@ -55,21 +79,21 @@ def test_an_actor_that_takes_more_memory_than_its_node_may_have_ends_the_run_wit
     assert "lower `student_rollouts.batch_size`" in message
 
 
-def _found(script, run_dir):
+def _found(script, run_dir, *arguments):
     """What a script of tests/ that has a cluster of its own wrote."""
-    with_a_cluster_of_its_own(script, run_dir)
+    with_a_cluster_of_its_own(script, run_dir, *arguments)
     return json.loads(Path(run_dir, "found.json").read_text())
 
 
 def test_a_driver_that_dies_leaves_nothing_running_and_its_run_goes_on(run_dir, ray_cluster):
     """Row: driver crash."""
-    driver = subprocess.Popen([sys.executable, TESTS / "driver.py", run_dir], stderr=subprocess.DEVNULL)
+    model = {"model": "slow:slow_everywhere", "guidance": 1.0}
+    config = small_run(output=run_dir, teacher=model, trainer={"steps": 150}, checkpoint={"every": 40})
+    Path(f"{run_dir}.yaml").write_text(to_yaml(config))
+    driver = started("distill", f"{run_dir}.yaml")
     journal = Path(run_dir, "small", "metrics.jsonl")
-    deadline = time.monotonic() + 200
-    while not any(r["step"] >= 60 for r in read_journal(journal)):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: driver.poll() is not None or furthest(journal) >= 60, 200)
+    assert driver.poll() is None, driver.stderr.read()
     processes = {p: " ".join(p.cmdline()) for p in psutil.Process(driver.pid).children(recursive=True)}
     driver.kill()
     driver.wait()

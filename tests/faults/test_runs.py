@@ -71,6 +71,7 @@ def test_a_device_that_lacks_memory_once_costs_nothing(run_dir):
     config = _run(run_dir, "lacks_memory_once", trainer={"steps": 60})
     distill(config)
     assert _finished(config)
+    assert session("memory").exists()  # it did lack it
     assert not [r for r in _records(config) if "actors/deaths/student" in r]
 
 
@@ -123,3 +124,4 @@ def test_a_trainer_that_hangs_is_started_again(run_dir):
     config = _run(run_dir, "trainer_hangs_once", states={"forward": 1.0}, faults={"timeout_s": 6.0})
     distill(config)
     assert _finished(config)
+    assert session("hang-trainer").exists()  # it did hang

@@ -102,7 +102,7 @@ def server(database):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_server_that_is_down_at_the_start_and_dies_later_gets_everything_once(server, tmp_path):
+def test_a_server_that_is_down_at_the_start_and_dies_later_gets_everything_once(server, tmp_path, recovery, caplog):
     server.kill()
     background = _background(tmp_path, server.uri)
     background.start()
@@ -120,6 +120,8 @@ def test_a_server_that_is_down_at_the_start_and_dies_later_gets_everything_once(
     server.start()
     back = time.time()
     _until(lambda: background._state["sent"] == (tmp_path / "metrics.jsonl").stat().st_size, 70)
+    recovery("after MLflow is back until it has everything", time.time() - back)
+    assert caplog.text.count("Tracking failed and will be tried again: ") == 1
     train(20, 40)
     server.kill()
     train(40, 60)
@@ -202,7 +204,7 @@ def test_what_a_dead_tracker_missed_is_sent_by_the_next_process(tmp_path, uri):
 
 
 @pytest.mark.parametrize("torn", ["", '{"run_id": "abc", "se', "[1]", '{"sent": "x"}', "\0\0\0\0"])
-def test_a_torn_memory_of_the_tracker_costs_nothing_but_a_second_run(tmp_path, uri, torn):
+def test_a_torn_memory_of_the_tracker_costs_nothing_but_a_second_run(tmp_path, uri, torn, caplog):
     (tmp_path / "tracking.json").write_text(torn)
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.append([_record(n) for n in range(60)])
@@ -210,6 +212,7 @@ def test_a_torn_memory_of_the_tracker_costs_nothing_but_a_second_run(tmp_path, u
     background.start()
     assert background.finish("finished") is None
     _assert_everything_once(uri, 60)
+    assert "the tracker gets the whole run again, as a new one" in caplog.text
 
 
 def test_records_of_a_journal_that_is_older_than_its_tracker_are_sent(tmp_path, uri):
@@ -252,14 +255,16 @@ def other_uri(empty_database, tmp_path):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_another_database_gets_the_whole_run_and_the_first_one_again_what_it_lacks(
-    tmp_path, uri, other_uri, told, caplog
+    tmp_path, uri, other_uri, told, caplog, recovery
 ):
     """Parameters, which MLflow never changes, may have changed by then."""
     _track(tmp_path, uri, range(20))
     if not told:
         _forget_the_place(tmp_path)
+    began = time.monotonic()
     with caplog.at_level(logging.WARNING):
         _track(tmp_path, other_uri, range(20, 40))
+    recovery("until another database has 40 records of a run with two rounds", time.monotonic() - began)
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("ddil_ray")]
     assert line.endswith("from the first record on.")
     assert f"MLflow at {other_uri}" in line
@@ -279,7 +284,7 @@ def test_a_tracker_gets_what_was_made_while_there_was_none(tmp_path, uri, told):
 
 @pytest.mark.parametrize("name", ["a-run", "a-run round 2 steps"])
 @pytest.mark.parametrize("when", ["between two processes", "meanwhile"])
-def test_a_run_that_was_deleted_in_mlflow_is_made_again(tmp_path, uri, name, when):
+def test_a_run_that_was_deleted_in_mlflow_is_made_again(tmp_path, uri, name, when, caplog):
     def delete():
         (run,) = [run.info.run_id for run in _runs(uri) if run.info.run_name == name]
         MlflowClient(uri).delete_run(run)
@@ -297,6 +302,7 @@ def test_a_run_that_was_deleted_in_mlflow_is_made_again(tmp_path, uri, name, whe
     _assert_everything_once(uri, 60)
     runs = {run.info.run_name: run for run in _runs(uri)}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert caplog.text.count(f"or a round of it, is gone from MLflow at {uri}") == 1
     assert runs["a-run round 2 steps"].data.tags["mlflow.parentRunId"] == runs["a-run"].info.run_id
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import pytest
 
 from ddil_ray.config import Role
@@ -30,15 +33,28 @@ def test_a_request_that_process_after_process_dies_of_is_given_up(stage, role, a
         list(answers("encode_images", stage, [str(tmp_path), AT_MOST], ["die"], role))
 
 
-def test_answers_that_stay_away_are_given_up(monkeypatch):
+@pytest.mark.parametrize(
+    ("stage", "role"),
+    [
+        ("deadly:HangingStage", ROLE),
+        pytest.param("deadly:DeadlyStage", Role(num_cpus=0.1, resources={"none": 1}), marks=pytest.mark.slow),
+    ],
+    ids=["hangs", "finds no room"],
+)
+def test_answers_that_stay_away_are_given_up(monkeypatch, tmp_path, stage, role):
     monkeypatch.setattr(requests, "_PATIENCE_S", 3.0)
+    arguments = [str(tmp_path), 0] if stage == "deadly:DeadlyStage" else []
     with pytest.raises(RunFailedError, match=r"^Requests of `evaluation` must .* 3 s .*lower `evaluation.batch_size`$"):
-        list(answers("evaluation", "deadly:HangingStage", [], [0], ROLE))
+        list(answers("evaluation", stage, arguments, ["0"], role))
 
 
 @pytest.mark.slow
-def test_more_deaths_than_one_request_may_have_are_lived_through_at_different_ones(monkeypatch, tmp_path):
+def test_more_deaths_than_one_request_may_have_are_lived_through_at_different_ones(monkeypatch, tmp_path, recovery):
     monkeypatch.setattr(requests, "_MAX_DEATHS", 2)  # at its own, and at the one before it, as it waits in the actor
     asked = [f"die {k}" for k in range(4)]
-    made = dict(answers("evaluation", "deadly:DeadlyStage", [str(tmp_path), 1], asked, ROLE))
+    made, answered = {}, []
+    for request, answer in answers("evaluation", "deadly:DeadlyStage", [str(tmp_path), 1], asked, ROLE):
+        made[request] = answer
+        answered.append(time.monotonic())
+    recovery("at most from one answer to the next, with a process that died in between", max(np.diff(answered)))
     assert made == {request: request for request in asked}

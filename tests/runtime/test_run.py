@@ -6,19 +6,24 @@ import io
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import started
+from psutil import Process
 from rich.console import Console
-from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
-from started import free_port
+from runs import DMD2, PD, THREE_SOURCES, kill, processes, small_run, when
+from started import free_port, until
 
+from ddil_ray.config import to_yaml
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.admission import Stream
 from ddil_ray.runtime.context import anchored
 from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.runtime.stages import stream_plan
+from ddil_ray.runtime.storage import CheckpointStore
 from ddil_ray.states.batch import Origin
 from ddil_ray.tracking import View, read_journal
 from ddil_ray.training.checkpoint import read_shared
@@ -160,7 +165,7 @@ def _reached(config, step):
 
 
 def _long(**changes):
-    return small_run(trainer={"steps": 150}, checkpoint={"every": 40}, **changes)
+    return small_run(**{"trainer": {"steps": 150}, "checkpoint": {"every": 40}, **changes})
 
 
 @pytest.mark.slow
@@ -181,6 +186,24 @@ def _last_begun(config):
     stream = Stream(plan, recipe.most_actors(student), config.replay.ahead)
     lacks = (stream.lacks(len(plan) - 1, phase=0, version=n, step=n) for n in range(config.trainer.steps))
     return next(n for n, lack in enumerate(lacks) if lack is None)
+
+
+@pytest.mark.slow
+def test_all_state_and_label_actors_may_be_killed_at_once(run_dir):
+    config = _long(output=run_dir, labels={"placement": "pool"})
+
+    def kill_all():
+        for process in processes("ray::MapWorker"):
+            process.kill()
+
+    killed = when(_reached(config, 20), kill_all)
+    distill(config)
+    assert killed.result()
+    assert [r["step"] for r in _training(config)] == list(range(2, 151, 2))
+    pools = {"forward", "student", "labels/forward", "labels/student"}
+    deaths = {pool: max(r.get(f"actors/deaths/{pool}", 0) for r in _records(config)) for pool in pools}
+    assert deaths == dict.fromkeys(pools, 1)
+    _check_staleness(config)
 
 
 @pytest.mark.slow
@@ -208,12 +231,13 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(run_dir):
     _check_staleness(config)
 
 
-def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir, interruptible, number):
     config = _long(output=run_dir, objective=PD, states=THREE_SOURCES)
-    when(_reached(config, 170), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(RunStoppedError, match=r"SIGTERM after step \d+ of 300.*--resume") as stopped:
+    when(_reached(config, 170), lambda: os.kill(os.getpid(), number))
+    with pytest.raises(RunStoppedError, match=rf"{number.name} after step \d+ of 300.*--resume") as stopped:
         distill(config)
-    assert stopped.value.exit_code == 143
+    assert stopped.value.exit_code == 128 + number
     before = _training(config)[-1]["step"]
     assert 170 <= before < 300
     folder = str(Path(config.output, config.name))
@@ -230,14 +254,43 @@ def test_a_signal_stops_after_a_checkpoint_and_resuming_finishes(run_dir):
     assert before <= next(b for a, b in zip(steps, steps[1:], strict=False) if b > before) <= before + 4
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: whoever starts a program behind a shell may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
-def test_a_signal_outside_training_ends_the_run_and_resuming_measures(run_dir):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_run_in_training_at_once(run_dir, number):
+    """The checkpoint that the first one asks for never comes: the trainer stands."""
+    config = _long(output=run_dir, trainer={"steps": 5000})
+    Path(f"{run_dir}.yaml").write_text(to_yaml(config))
+    command = started("distill", f"{run_dir}.yaml")
+    until(lambda: command.poll() is not None or _reached(config, 40)(), 200)
+    (trainer,) = (p for p in Process(command.pid).children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline()))
+    trainer.suspend()
+    for _ in range(2):
+        command.send_signal(number)
+        time.sleep(2)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 128 + number
+    assert said.splitlines()[-1].startswith(f"Stopped at once by {number.name}; what was saved is there. Go on with")
+    assert not trainer.is_running()
+    assert CheckpointStore(f"{run_dir}/small/checkpoints").newest(print).step >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_training_ends_the_run_and_resuming_measures(run_dir, interruptible, number):
     out = io.StringIO()
     config = small_run(output=run_dir, evaluation={**EVALUATION, "steps": [2], "num_samples": 1000})
-    when(lambda: "Trained; measuring" in out.getvalue(), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(RunStoppedError, match=r"^Stopped at once by SIGTERM; .*--resume") as stopped:
+    when(lambda: "Trained; measuring" in out.getvalue(), lambda: os.kill(os.getpid(), number))
+    with pytest.raises(RunStoppedError, match=rf"^Stopped at once by {number.name}; .*--resume") as stopped:
         distill(config, view=View(Console(file=out, width=200)))
-    assert stopped.value.exit_code == 143
+    assert stopped.value.exit_code == 128 + number
     assert distill(resumed_config(str(Path(config.output, config.name)), []), resume=True).scores["student"]
 
 
