@@ -399,7 +399,7 @@ def test_a_place_for_kept_rows_that_fails_is_refused_at_the_start(s3):
         kept_folder(config, "s3://bucket/runs/a")
 
 
-@pytest.mark.parametrize("failures", [("503", "reset"), pytest.param(("503",) * 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("failures", [("503", "reset"), pytest.param(("503",) * 12, marks=pytest.mark.slow)])
 def test_mlflow_keeps_its_files_on_s3(s3, tmp_path, recovery, caplog, failures):
     """Few failures are boto3's to repeat; after more than it repeats, the tracker's thread begins again."""
     from mlflow.tracking import MlflowClient
