@@ -75,7 +75,7 @@ class StaleStateError(DdilError, RuntimeError):
 
 
 class RunStoppedError(DdilError, RuntimeError):
-    """A run that a signal ended after a last checkpoint; commands exit with 128 + the signal's number."""
+    """A run that a signal ended, and what it left; commands exit with 128 + the signal's number."""
 
     def __init__(self, message: str, *, signal: int) -> None:
         super().__init__(message)

@@ -62,7 +62,9 @@ def main(output: str, *, disk: Path, steps: int, most: float) -> None:
         except RunFailedError as error:
             found.update(message=str(error), ended_s=time.monotonic() - found.get("at", math.nan))
         ended.set()
-        found["spilled"] = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
+        found["kept"] = len(held)
+        with contextlib.suppress(FileNotFoundError):  # Ray removes what nobody needs any more
+            found["spilled"] = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
     found["last"] = furthest(journal)
     Path(output, "found.json").write_text(json.dumps(found))
 

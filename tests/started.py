@@ -7,16 +7,24 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
-__all__ = ["alive", "checkout", "environment", "free_port", "mentioning", "until"]
+__all__ = ["Distilling", "alive", "checkout", "distilling", "environment", "free_port", "mentioning", "until"]
 
 ROOT = Path(__file__).parents[1]
+_DISTILL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a shell has it ignored behind itself
+from ddil_ray.cli import main
+main()
+"""
 T = TypeVar("T")
 
 
@@ -71,3 +79,49 @@ def checkout(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
+
+
+@dataclass
+class Distilling:
+    """`ddil-ray distill` as a process with a Ray of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text()
+
+    def below(self, title: str = "") -> list[psutil.Process]:
+        """The processes that it has started, by what Ray calls them."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def until(self, condition: Callable[[], object], timeout_s: float = 200) -> None:
+        """Wait for `condition`, which must come while it runs."""
+        until(lambda: self.process.poll() is not None or condition(), timeout_s)
+        assert self.process.poll() is None, self.said()[-3000:]
+
+
+@contextlib.contextmanager
+def distilling(log: Path, *arguments: object) -> Iterator[Distilling]:
+    """`ddil-ray distill ARGUMENTS`, which finds factories in tests/; nothing of it is left afterwards."""
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", _DISTILL, "distill", *map(str, arguments)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=kept | variables, stdout=out, stderr=out)
+    started = Distilling(process, log)
+    try:
+        yield started
+    finally:
+        if process.poll() is None:
+            left = started.below()
+            process.kill()
+            process.wait()
+            for below in alive(left):
+                below.kill()

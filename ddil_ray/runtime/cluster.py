@@ -50,7 +50,7 @@ WORKER_ENV = {
 LOCAL_ENV = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # which Ray asks for, as it would for one in the home folder
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is preempted as a whole
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a controller of one or two workers has little to ask
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a trainer that died is noticed sooner
     "RAY_worker_maximum_startup_concurrency": "16",  # else it warns of its own processes
 }
 """For a Ray that is started for one run. Set in this process, so that workers inherit it and start at once."""

@@ -82,7 +82,7 @@ def distill(
     Raises:
         ConfigError, DataError: before anything starts.
         RunFailedError: training failed; what was saved is there, and `--resume` goes on.
-        RunStoppedError: a signal came; a last checkpoint is there.
+        RunStoppedError: a signal came, SIGINT too; in training a last checkpoint is there, unless a second one came.
     """
     view, made = view or View(), Recipe(config).ingredients()
     if config.evaluation.enabled and benchmark is None:
@@ -93,8 +93,9 @@ def distill(
             return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
     except (SystemExit, KeyboardInterrupt) as end:
         received = signal.SIGTERM if isinstance(end, SystemExit) else signal.SIGINT
-        message = f"Stopped at once by {received.name}; what was saved is there. {_go_on(folder)}"
-        raise RunStoppedError(message, signal=received) from None
+        begun = folder.remote or (folder.local / "config.yaml").exists()
+        left = f"what was saved is there. {_go_on(folder)}" if begun else "nothing had begun."
+        raise RunStoppedError(f"Stopped at once by {received.name}; {left}", signal=received) from None
 
 
 def _distill(
@@ -231,10 +232,7 @@ def _go_on(folder: RunFolder) -> str:
 
 def _newest(store: CheckpointStore, folder: RunFolder, view: View) -> Saved | None:
     with folder.reaching(_go_on(folder)):
-        newest = store.newest(view.say)
-    if newest is not None and (others := newest.other_versions()):
-        view.say(f"The checkpoint was written with {others}: what follows need not be the same to the last bit.")
-    return newest
+        return store.newest(view.say)
 
 
 def _run_parts(

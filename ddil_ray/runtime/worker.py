@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,17 @@ def _agreed(store: CheckpointStore, context: RunContext, rank: int) -> tuple[Sav
     found: tuple[Saved | None, str] | None = None
     if rank == 0:
         attempt = ray.train.get_context().get_experiment_name()
-        found = store.newest(context.hub.tell.remote), store.new_group(attempt)
+        found = _newest(store, context.hub.tell.remote), store.new_group(attempt)
     agreed: tuple[Saved | None, str] = ray.train.collective.broadcast_from_rank_zero(found)
     return agreed
+
+
+def _newest(store: CheckpointStore, tell: Callable[[str], object]) -> Saved | None:
+    """The checkpoint to go on from; `tell` hears what is of other versions here than where it was written."""
+    newest = store.newest(tell)
+    if newest is not None and (others := newest.other_versions()):
+        tell(f"The checkpoint was written with {others}: what follows need not be the same to the last bit.")
+    return newest
 
 
 def _saver(store: CheckpointStore, context: RunContext, group: str, rank: int, ranks: int) -> Saver:

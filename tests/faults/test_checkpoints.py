@@ -99,7 +99,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 
 def test_a_checkpoint_of_this_format_that_was_written_before_is_read():
-    """As `state_of(10)` was written when the format was new: whoever changes what is written must raise `FORMAT`."""
+    """`state_of(10)` as 0.1.0 wrote it: whoever changes what is written must raise `FORMAT`."""
     newest = CheckpointStore(str(Path(__file__).parent / "format-2")).newest(pytest.fail)
     again, state = read_checkpoint(Path(newest.path), Alone(), rank=0, ranks=1), state_of(10)
     assert again["rank"].pop("torch").shape == state["rank"].pop("torch").shape  # another version's generator

@@ -201,10 +201,12 @@ def test_training_goes_on_while_the_disk_is_full_and_no_record_is_lost(small_dis
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_an_object_store_that_is_full_goes_on_to_the_disk_and_training_goes_on(tmp_path, run_dir):
-    with_a_cluster_of_its_own("full_store.py", run_dir, tmp_path, "fills the store")
+    (tmp_path / "spilled").mkdir()
+    with_a_cluster_of_its_own("full_store.py", run_dir, tmp_path / "spilled", "fills the store")
     found = json.loads(Path(run_dir, "found.json").read_text())
     assert "full" not in found
-    assert found["spilled"] > 80 * 2**20
+    assert found["kept"] == 160  # MiB, twice the store
+    assert found["spilled"] > 40 * 2**20
     assert found["last"] == 300
 
 

@@ -13,10 +13,10 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 import torch
-from commands import run, started
+from commands import run
 from pydantic import BaseModel
 from runs import DMD2, PD, THREE_SOURCES, kill, small_run, when
-from started import until
+from started import distilling
 
 from ddil_ray.config import RunConfig, to_yaml
 from ddil_ray.errors import ConfigError, RunStoppedError
@@ -328,7 +328,7 @@ def test_settings_that_cannot_reproduce_a_run_are_refused_where_it_must(changes,
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["SIGTERM", "kill -9 of the driver"])
-def test_a_run_on_ray_that_was_stopped_goes_on_without_losing_a_bit(run_dir, ray_cluster, way):
+def test_a_run_on_ray_that_was_stopped_goes_on_without_losing_a_bit(tmp_path, run_dir, ray_cluster, way):
     """One worker, rollouts off; and what it leaves behind is checkpoints and no lock."""
     changes = {"states": ROLLOUTS_OFF, "trainer": {"steps": 600}, "tracking": {"log_every": 1}}
 
@@ -345,10 +345,10 @@ def test_a_run_on_ray_that_was_stopped_goes_on_without_losing_a_bit(run_dir, ray
             distill(config)
     else:
         Path(f"{run_dir}.yaml").write_text(to_yaml(config))
-        driver = started("distill", f"{run_dir}.yaml")
-        until(lambda: driver.poll() is not None or len(losses(config)) >= 10, 200)
-        driver.kill()
-        assert driver.wait() == -signal.SIGKILL
+        with distilling(tmp_path / "log", f"{run_dir}.yaml") as run:
+            run.until(lambda: len(losses(config)) >= 10)
+            run.process.kill()
+            run.process.wait()
     stopped = max(losses(config))
     assert stopped <= 580
     distill(resumed_config(f"{run_dir}/small", []), resume=True)

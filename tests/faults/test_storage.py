@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import run as run_command
-from commands import started
 from faulty_proxy import FAULTS
 from preparing import prepare, settings, write_folder
 from runs import small_run
+from started import distilling
 from tiny import save_pipeline
 
 from ddil_ray.config import to_yaml
@@ -434,9 +434,9 @@ def _until(condition, timeout_s=60):
         time.sleep(0.05)
 
 
-def _assert_done(command):
-    _, said = command.communicate(timeout=400)
-    assert command.returncode == 0, said[-3000:]
+def _distil(log, *arguments):
+    with distilling(log, *arguments) as run:
+        assert run.process.wait(400) == 0, run.said()[-3000:]
 
 
 @pytest.mark.slow
@@ -466,7 +466,7 @@ def test_a_run_on_s3_outlasts_a_storm_of_503_and_goes_on_from_there(s3, tmp_path
         return None
 
     s3.fault = fault
-    _assert_done(started("distill", tmp_path / "run.yaml"))
+    _distil(tmp_path / "log", tmp_path / "run.yaml")
     assert s3.seen["503"] > 3
     recovery("after ten seconds of 503 until a checkpoint is whole", saved[0])
     names = _names("runs/small/")
@@ -476,6 +476,6 @@ def test_a_run_on_s3_outlasts_a_storm_of_503_and_goes_on_from_there(s3, tmp_path
     student = boto3.client("s3").get_object(Bucket="bucket", Key="runs/small/student/model.safetensors")["Body"].read()
 
     s3.seeded(0.05, 0)
-    _assert_done(started("distill", "--resume", "s3://bucket/runs/small"))  # nothing is left but to write the results
+    _distil(tmp_path / "log", "--resume", "s3://bucket/runs/small")  # nothing is left but to write the results
     again = boto3.client("s3").get_object(Bucket="bucket", Key="runs/small/student/model.safetensors")["Body"].read()
     assert again == student

@@ -37,7 +37,7 @@ def test_a_request_that_process_after_process_dies_of_is_given_up(stage, role, a
     ("stage", "role"),
     [
         ("deadly:HangingStage", ROLE),
-        pytest.param("deadly:DeadlyStage", Role(num_cpus=0.1, num_gpus=0, resources={"none": 1}), marks=pytest.mark.slow),
+        pytest.param("deadly:DeadlyStage", ROLE.model_copy(update={"resources": {"none": 1}}), marks=pytest.mark.slow),
     ],
     ids=["hangs", "finds no room"],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import started
-from psutil import Process
+from psutil import NoSuchProcess
 from rich.console import Console
 from runs import DMD2, PD, THREE_SOURCES, kill, processes, small_run, when
-from started import free_port, until
+from started import alive, distilling, free_port, until
 
 from ddil_ray.config import to_yaml
 from ddil_ray.errors import ConfigError, RunStoppedError
@@ -194,7 +194,8 @@ def test_all_state_and_label_actors_may_be_killed_at_once(run_dir):
 
     def kill_all():
         for process in processes("ray::MapWorker"):
-            process.kill()
+            with contextlib.suppress(NoSuchProcess):
+                process.kill()
 
     killed = when(_reached(config, 20), kill_all)
     distill(config)
@@ -264,22 +265,22 @@ def interruptible():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_a_run_in_training_at_once(run_dir, number):
+def test_a_second_signal_ends_a_run_in_training_at_once(tmp_path, run_dir, number):
     """The checkpoint that the first one asks for never comes: the trainer stands."""
-    config = _long(output=run_dir, trainer={"steps": 5000})
+    config, store = _long(output=run_dir, trainer={"steps": 5000}), CheckpointStore(f"{run_dir}/small/checkpoints")
     Path(f"{run_dir}.yaml").write_text(to_yaml(config))
-    command = started("distill", f"{run_dir}.yaml")
-    until(lambda: command.poll() is not None or _reached(config, 40)(), 200)
-    (trainer,) = (p for p in Process(command.pid).children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline()))
-    trainer.suspend()
-    for _ in range(2):
-        command.send_signal(number)
-        time.sleep(2)
-    _, said = command.communicate(timeout=60)
-    assert command.returncode == 128 + number
-    assert said.splitlines()[-1].startswith(f"Stopped at once by {number.name}; what was saved is there. Go on with")
-    assert not trainer.is_running()
-    assert CheckpointStore(f"{run_dir}/small/checkpoints").newest(print).step >= 40
+    with distilling(tmp_path / "log", f"{run_dir}.yaml") as run:
+        run.until(lambda: _reached(config, 40)() and store.newest(print))
+        (trainer,) = run.below("ray::RayTrainWorker")
+        trainer.suspend()
+        for _ in range(2):
+            run.process.send_signal(number)
+            time.sleep(5)
+        assert run.process.wait(60) == 128 + number
+    said = run.said().splitlines()[-1]
+    assert said.startswith(f"Stopped at once by {number.name}; what was saved is there. Go on with")
+    until(lambda: not alive([trainer]))
+    assert store.newest(print).step >= 40
 
 
 @pytest.mark.slow
