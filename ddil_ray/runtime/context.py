@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ddil_ray.config.groups import Shift
     from ddil_ray.training.recipe import Recipe
 
-__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "anchored", "build_stage"]
+__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "anchored", "build_stage", "stage_class"]
 
 Columns = dict[str, Any]
 """A batch of Ray Data: numpy arrays by column."""
@@ -66,8 +66,13 @@ class StageCall:
 
 def build_stage(stage: str, *arguments: Any) -> Any:
     """An object of the class `module.path:Class`."""
+    return stage_class(stage)(*arguments)
+
+
+def stage_class(stage: str) -> Any:
+    """The class `module.path:Class`, whose module is imported."""
     module, _, name = stage.partition(":")
-    return getattr(import_large(module), name)(*arguments)
+    return getattr(import_large(module), name)
 
 
 def anchored(config: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
 from ddil_ray.errors import DdilError, RunFailedError, last_line
-from ddil_ray.runtime.context import Columns, StageCall, build_stage
+from ddil_ray.runtime.context import Columns, StageCall, stage_class
 from ddil_ray.runtime.rows import row_blocks
 from ddil_ray.runtime.streams import actor_pool
 
@@ -41,7 +41,8 @@ class Answering:
     """Around a stage that takes a request and returns a result, both anything that can be pickled.
 
     The stage is built with the first request: what goes wrong in that, as models that find no memory, is bounded and
-    told like all that goes wrong with a request.
+    told like all that goes wrong with a request. What it imports is imported before: that takes longer than many a
+    request, which processes that die meanwhile have not begun.
 
     Args:
         stage: `module.path:Class`.
@@ -49,11 +50,11 @@ class Answering:
     """
 
     def __init__(self, stage: str, *arguments: Any) -> None:
-        self._built_from = (stage, *arguments)
+        self._class, self._arguments = stage_class(stage), arguments
 
     @cached_property
     def _stage(self) -> Any:
-        return build_stage(*self._built_from)
+        return self._class(*self._arguments)
 
     def __call__(self, batch: Columns) -> Columns:
         """The result of one request, or the error that was met."""
@@ -116,7 +117,8 @@ def _answered(dataset: Dataset, stage: str, arguments: Sequence[Any], role: Role
             fn_constructor_args=(_ANSWERING, stage, *arguments),
             batch_size=1,
             max_task_retries=_MAX_DEATHS,
-            **actor_pool(role),
+            # Ray counts an actor's death for all requests that wait in it; they would die of another one.
+            **actor_pool(role, max_tasks_in_flight_per_actor=1),
         )
 
 

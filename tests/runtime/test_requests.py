@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from faulty import ACTOR
+from runs import kill, processes, when
 
 from ddil_ray.config import Role
 from ddil_ray.errors import RunFailedError
@@ -50,7 +52,7 @@ def test_answers_that_stay_away_are_given_up(monkeypatch, tmp_path, stage, role)
 
 @pytest.mark.slow
 def test_more_deaths_than_one_request_may_have_are_lived_through_at_different_ones(monkeypatch, tmp_path, recovery):
-    monkeypatch.setattr(requests, "_MAX_DEATHS", 2)  # at its own, and at the one before it, as it waits in the actor
+    monkeypatch.setattr(requests, "_MAX_DEATHS", 1)  # each dies once at its own, and of no other's death
     asked = [f"die {k}" for k in range(4)]
     made, answered = {}, []
     for request, answer in answers("evaluation", "deadly:DeadlyStage", [str(tmp_path), 1], asked, ROLE):
@@ -58,3 +60,17 @@ def test_more_deaths_than_one_request_may_have_are_lived_through_at_different_on
         answered.append(time.monotonic())
     recovery("at most from one answer to the next, with a process that died in between", max(np.diff(answered)))
     assert made == {request: request for request in asked}
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_it_imports_dies_of_no_request(monkeypatch):
+    monkeypatch.setattr(requests, "_MAX_DEATHS", 0)
+    began: list[float] = []
+
+    def imports() -> bool:
+        began.extend([time.monotonic()] if not began and processes(ACTOR) else [])
+        return bool(began) and time.monotonic() > began[0] + 1  # of three seconds
+
+    killed = when(imports, lambda: kill(ACTOR))
+    assert list(answers("evaluation", "slowly:EchoStage", [], ["0"], ROLE)) == [("0", "0")]
+    assert killed.result()
