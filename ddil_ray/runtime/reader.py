@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayError
 
-from ddil_ray.errors import RunFailedError, StreamLostError, last_line
+from ddil_ray.errors import RunFailedError, StateError, StreamLostError, last_line
 from ddil_ray.states.batch import Origin, StateBatch
 
 __all__ = ["StreamReader"]
@@ -60,6 +61,7 @@ class StreamReader:
 
         Raises:
             StreamLostError: the stream failed.
+            StateError: the block is none of states.
             RunFailedError: it ended before training did, or gave nothing for too long.
         """
         try:
@@ -70,6 +72,8 @@ class StreamReader:
                 f"{self._standing(self.origin)}. See that its actors have room in the cluster; where they are just "
                 "slow, raise `faults.timeout_s`. What was saved is there: `--resume` goes on from it."
             ) from None
+        if isinstance(block, StateError) and not isinstance(block, RayError):  # met here, and would be met again
+            raise block
         if isinstance(block, BaseException):
             raise StreamLostError(f"The stream of {self.origin.label} states broke off: {last_line(block)}") from block
         if block is None:

@@ -49,7 +49,7 @@ class Learner:
         self.device = next(student.network.parameters()).device
         self.skipped = 0
         """Steps that were left out because a loss or a gradient was not finite."""
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = 0  # since the student last moved
         self._restart()
 
     def start(self, phase: Phase) -> None:
@@ -94,10 +94,11 @@ class Learner:
         """One step on labelled states, which are on the CPU; `generator` (CPU) gives the objective's noise.
 
         The device is waited for once: before anything moves, losses and gradients must be finite, in every process.
-        Where they are not, neither student nor critic moves, and the step is counted in `skipped`.
+        Where they are not, neither student nor critic moves, and the step is counted in `skipped`; but not where
+        gradients alone are beyond what fp16 holds and the scale of its losses can be lowered for it.
 
         Raises:
-            RunFailedError: more than `max_skipped` steps in a row were left out.
+            RunFailedError: more than `max_skipped` steps were left out since the student last moved.
         """
         metrics: Metrics = {**_by_origin(batch), "lr": self.optimizers["student"].lr}
         for optimizer in self.optimizers.values():
@@ -108,15 +109,16 @@ class Learner:
         moved = {"student": losses, "critic": criticism}
         norms = {role: optimizer.norm() for role, optimizer in self.optimizers.items() if moved[role]}
         if self._sound(outputs, norms):
-            self._skipped_in_a_row = 0
+            if losses:  # a critic that goes on says nothing of a student that does not
+                self._skipped_in_a_row = 0
             metrics |= outputs[-1].metrics
             if losses:
                 metrics |= _losses_by_origin(torch.cat(losses), batch.origin)
             if criticism:
                 metrics["critic/loss"] = torch.stack(criticism).mean()
             metrics |= self._move(norms)
-        else:
-            self._leave_out(outputs, norms)
+        elif not self._excused(outputs, norms):
+            self._count_skipped(outputs)
         for optimizer in self.optimizers.values():
             optimizer.advance()
         self.objective.after_update(self.student.network)
@@ -144,13 +146,19 @@ class Learner:
 
     def _sound(self, outputs: Sequence[LossOutput], norms: Mapping[str, torch.Tensor]) -> bool:
         """Whether all losses and gradients are finite, in every process alike."""
-        losses = torch.stack([t.isfinite().all() for tensors in _parts(outputs).values() for t in tensors])
-        gradients = [self.optimizers[role].sound(norm) for role, norm in norms.items()]
-        return bool(self.parallel.agreed(torch.stack([losses.all(), *gradients]).all()))
+        gradients = [norm.isfinite() for norm in norms.values()]
+        return bool(self.parallel.agreed(torch.stack([_finite(outputs), *gradients]).all()))
 
-    def _leave_out(self, outputs: Sequence[LossOutput], norms: Mapping[str, torch.Tensor]) -> None:
-        for role in norms:
-            self.optimizers[role].leave_out()
+    def _excused(self, outputs: Sequence[LossOutput], norms: Mapping[str, torch.Tensor]) -> bool:
+        """Leave this step out; whether all that is wrong with it is the scale of fp16's losses, which is lowered."""
+        excused = finite = bool(self.parallel.agreed(_finite(outputs)))
+        for role, norm in norms.items():
+            beyond = not bool(norm.isfinite())
+            lowered = self.optimizers[role].leave_out(lower=finite and beyond)
+            excused = excused and (lowered or not beyond)
+        return excused
+
+    def _count_skipped(self, outputs: Sequence[LossOutput]) -> None:
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row > self.settings.max_skipped:
@@ -210,6 +218,11 @@ def _parts(outputs: Sequence[LossOutput]) -> dict[str, list[torch.Tensor]]:
         "losses of the student": [o.loss.detach()[None] for o in outputs if o.loss is not None],
         "losses of the critic": [o.critic_loss.detach()[None] for o in outputs if o.critic_loss is not None],
     }
+
+
+def _finite(outputs: Sequence[LossOutput]) -> torch.Tensor:
+    """Whether () bool all losses are finite."""
+    return torch.stack([t.isfinite().all() for tensors in _parts(outputs).values() for t in tensors]).all()
 
 
 def _what_is_wrong(outputs: Sequence[LossOutput]) -> str:

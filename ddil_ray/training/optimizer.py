@@ -132,10 +132,6 @@ class NetworkOptimizer:
         self.scaler.unscale_(self.adam)
         return whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
 
-    def sound(self, norm: Tensor) -> Tensor:
-        """Whether () bool the gradients of that norm are finite; infinite ones of fp16 tell its scale what to be."""
-        return torch.ones_like(norm, dtype=torch.bool) if self.scaler.is_enabled() else norm.isfinite()
-
     def step(self, norm: Tensor) -> float:
         """Move along the gradients of that norm, clipped; returns the norm before clipping."""
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
@@ -143,9 +139,18 @@ class NetworkOptimizer:
         self.scaler.update()
         return float(norm)
 
-    def leave_out(self) -> None:
-        """Do not move along the gradients whose norm was asked for."""
-        self.scaler.update()
+    def leave_out(self, *, lower: bool = False) -> bool:
+        """Do not move along the gradients whose norm was asked for; whether the scale of losses was lowered for it.
+
+        Args:
+            lower: halve that scale, down to 1: the gradients are beyond what fp16 holds.
+        """
+        scale = self.scaler.get_scale()  # 1 where there is none
+        lowered = lower and scale > 1
+        self.scaler.update(scale)
+        if lowered:  # alike in all processes; its own rule looks at the gradients of one
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale / 2, "_growth_tracker": 0})
+        return lowered
 
     def advance(self) -> None:
         """One step of the trainer is done."""

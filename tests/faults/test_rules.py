@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import DMD2, small_run
 
-from ddil_ray.errors import ConfigError, RunFailedError, StreamLostError
+from ddil_ray.errors import ConfigError, RunFailedError, StateError, StreamLostError
 from ddil_ray.runtime.admission import Ask
 from ddil_ray.runtime.health import Health, Newcomer
 from ddil_ray.runtime.poison import Sieve
@@ -156,6 +156,55 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     learner.update(batch)
     assert learner.skipped == 1
     assert not all(map(torch.equal, before, _weights(learner)))
+
+
+def _grow(learner, factor):
+    """Let every gradient of the first parameter be `factor` times what it is."""
+    return next(learner.student.network.parameters()).register_hook(lambda gradient: gradient * factor)
+
+
+def test_gradients_beyond_fp16_lower_its_scale_and_are_no_fault():
+    learner, batch = _learner(trainer={"precision": "fp16"}, faults={"max_skipped_steps": 0})
+    scaler, before = learner.optimizers["student"].scaler, _weights(learner)
+    hook = _grow(learner, torch.inf)
+    for halvings in range(1, 4):
+        assert "loss" not in learner.update(batch)
+        assert scaler.get_scale() == 2**16 / 2**halvings
+    hook.remove()
+    assert learner.skipped == 0
+    assert all(map(torch.equal, before, _weights(learner)))
+    assert "loss" in learner.update(batch)
+    assert not all(map(torch.equal, before, _weights(learner)))
+
+
+def test_gradients_that_are_never_finite_in_fp16_end_the_run_and_its_scale_stays():
+    learner, batch = _learner(trainer={"precision": "fp16"}, faults={"max_skipped_steps": 2})
+    before, hook = _weights(learner), _grow(learner, torch.nan)
+    for _ in range(16 + 2):  # halvings of 65536, then what may be left out
+        learner.update(batch)
+    assert learner.skipped == 2
+    with pytest.raises(RunFailedError, match=r"must stay finite, but gradients.*3 steps in a row"):
+        learner.update(batch)
+    assert learner.optimizers["student"].scaler.get_scale() == 1
+    hook.remove()
+    learner.update(batch)
+    assert not all(map(torch.equal, before, _weights(learner)))
+    assert all(bool(weight.isfinite().all()) for weight in _weights(learner))
+
+
+def test_a_critic_that_goes_on_does_not_hide_a_student_that_does_not():
+    learner, batch = _learner(objective=DMD2, faults={"max_skipped_steps": 2})
+    before, _ = _weights(learner), _grow(learner, torch.nan)
+    with pytest.raises(RunFailedError, match=r"must stay finite, but gradients"):
+        [learner.update(batch) for _ in range(3 * DMD2["student_every"])]
+    assert learner.skipped == 3
+    assert all(map(torch.equal, before, _weights(learner)))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_scale_of_fp16_alone():
+    learner, batch = _learner(trainer={"precision": "fp16"})
+    learner.update(_poisoned(batch))
+    assert (learner.skipped, learner.optimizers["student"].scaler.get_scale()) == (1, 2**16)
 
 
 def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run():
@@ -317,6 +366,20 @@ def test_a_trainer_that_gets_no_block_says_what_the_actors_of_the_stream_are_at(
         reader.next()
     shard.ended.set()
     with pytest.raises(RunFailedError, match="ended before training did"):
+        reader.next()
+
+
+class _Garbage:
+    """A stream whose blocks are none of states."""
+
+    def iter_batches(self, **_):
+        return iter([{"x": [1.0]}])
+
+
+def test_a_block_that_is_none_of_states_is_told_as_that_and_not_as_a_lost_stream():
+    reader = StreamReader(Origin.MIXED, _Garbage(), 4, patience_s=5.0, standing=str)
+    reader.start()
+    with pytest.raises(StateError):
         reader.next()
 
 
