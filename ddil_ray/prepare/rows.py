@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 
 from ddil_ray.data.images import MOST_CLASSES
-from ddil_ray.errors import DataError
+from ddil_ray.errors import DataError, RunFailedError, first_line
 from ddil_ray.storage import open_url
 
 __all__ = ["Condition", "Entry", "Missing", "Reader", "Row", "Shard", "rows_of", "table_of"]
@@ -167,6 +167,23 @@ class Reader(ABC):
         Raises:
             DataError: a shard is cut short, lacks a column or has another type, or there is no row; names it.
         """
+
+    def check_there(self, shard: Shard) -> None:
+        """Check that a shard is where it was, since a row of it could not be read: storage, credentials or a mount may
+        be gone, which is no fault of the row.
+
+        Raises:
+            RunFailedError: it is not.
+        """
+        try:
+            self.fs.invalidate_cache()
+            self.fs.info(self.path(shard.path))
+        except Exception as error:  # every filesystem has errors of its own
+            raise RunFailedError(
+                f"`data.source` must stay readable while it is prepared, but {self.title(shard)} of {self.source} no "
+                f"longer is ({first_line(error)}). See that it is there and that credentials are valid; the same "
+                "command goes on."
+            ) from error
 
     @abstractmethod
     def entries(self, shard: Shard) -> Iterator[Entry]:

@@ -158,7 +158,8 @@ class ImageStage:
         size = self._job.config.encode_images.batch_size
         waiting: dict[Bucket, list[_Ready]] = {}
         contents = self._job.reader.contents(request.shard, rows)
-        tasks = (partial(self._ready, *of_row) for of_row in zip(rows, request.conditions, contents, strict=True))
+        of_rows = zip(rows, request.conditions, contents, strict=True)
+        tasks = (partial(self._ready, request.shard, *of_row) for of_row in of_rows)
         for found in _ahead(self._threads, tasks, 2 * size):
             if isinstance(found, Missing):
                 skipped.append(found)
@@ -169,10 +170,13 @@ class ImageStage:
                 yield bucket, waiting.pop(bucket)
         yield from waiting.items()
 
-    def _ready(self, row: Row, condition: int, read: Callable[[], Any]) -> tuple[Bucket, _Ready] | Missing:
+    def _ready(
+        self, shard: Shard, row: Row, condition: int, read: Callable[[], Any]
+    ) -> tuple[Bucket, _Ready] | Missing:
         try:
             content = read()
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+            self._job.reader.check_there(shard)
             return Missing(row.name, f"cannot be read: {first_line(error)}")
         try:
             column = self._job.config.data.image_column

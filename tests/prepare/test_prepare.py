@@ -33,7 +33,7 @@ from tiny import save_pipeline
 from ddil_ray.data import load_images
 from ddil_ray.data.pixels import decode_image
 from ddil_ray.data.prepared import read_index
-from ddil_ray.errors import ConfigError, DataError
+from ddil_ray.errors import ConfigError, DataError, RunFailedError
 from ddil_ray.models import find_pipeline
 from ddil_ray.prepare import begin, fill, new_job
 from ddil_ray.tracking import View
@@ -214,6 +214,27 @@ def test_what_cannot_be_prepared_is_skipped_and_listed(teacher, tmp_path):
     assert "No such file" in reasons["004.png"]
     assert "must hold readable images" in reasons["002.png"]
     assert set(rows_of(tmp_path / "out")) == {"000.png", "006.png"}
+
+
+@pytest.mark.parametrize("gone", ["folder", "tar"])
+def test_a_source_that_goes_while_it_is_prepared_ends_it_and_costs_no_row(teacher, tmp_path, gone):
+    source = tmp_path / "source"
+    write_folder(source, ["a", "b", "c"])
+    if gone == "tar":
+        members = {f"{i}.{kind}": part for i in range(3) for kind, part in (("png", picture(i)), ("txt", b"a"))}
+        source = tmp_path / "tars"
+        source.mkdir()
+        write_tar(source / "a.tar", members)
+    config = settings(teacher, source, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, stop_after={"ImageStage": 0})
+    job = new_job(config)
+    assert not begin(job)
+    source.rename(tmp_path / "away")
+    with pytest.raises(RunFailedError, match=r"must stay readable .*(metadata.jsonl|a.tar).*same command"):
+        fill(job, inline(job), quiet())
+    (tmp_path / "away").rename(source)
+    assert prepare(config).skipped == 0
 
 
 def test_where_nothing_can_be_prepared_there_is_no_data(teacher, tmp_path):
