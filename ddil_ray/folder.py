@@ -136,6 +136,8 @@ class RunFolder:
     def sync(self) -> None:
         """Copy what changed since the last call; raises what the filesystem does, and goes on there in the next one."""
         for name, state in self._unsent().items():
+            if self.others:  # since the last file
+                return
             target = f"{self.root}/{name}"
             make_folder(self.fs, target.rpartition("/")[0])
             self.fs.put_file(str(self.local / name), target)

@@ -149,6 +149,7 @@ def _distill(
 def _close(tracker: BackgroundTracker, folder: RunFolder, status: str, view: View) -> str | None:
     """Send and copy what is left; what is missing in a finished run's folder after that."""
     files = [folder.local / name for name in ("student", "samples", "report.html", "metrics.json")]
+    folder.sync_soon(view.say)  # while the tracker gets its own
     unsent = tracker.finish(status, [f for f in files if f.exists()])
     missing = folder.finish()
     if unsent:
@@ -178,6 +179,7 @@ def _tracker(config: RunConfig, made: Ingredients, folder: RunFolder, *, commit:
         journal=folder.local / "metrics.jsonl",
         state=folder.local / "tracking.json",
         timeout_s=t.timeout_s,
+        kept=folder.url,
         lost=lambda: folder.others,
     )
 
@@ -243,13 +245,17 @@ def _run_parts(
 
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
+    from ddil_ray.runtime.verdict import explain
 
     config = recipe.config
     with folder.reaching(_go_on(folder)):
         attempt = max(store.attempts(), default=0) + 1
     measure_every = config.shift.every if config.shift.enabled else None
     hub = Hub.remote(measure_every, pool_bounds(config), config.faults.max_deaths)  # type: ignore[attr-defined]
-    context = _context(recipe, made, hub, folder)
+    try:
+        context = _context(recipe, made, hub, folder)
+    except ray.exceptions.RayError as error:  # the object store has no room
+        raise RunFailedError(explain(error)) from error
     known = {
         "step": step,
         "total_steps": _steps(recipe, made),
@@ -360,32 +366,24 @@ def _results(
     look: str,
 ) -> RunResult:
     """Export, measure and report."""
-    from ddil_ray.results import (
-        add_scores,
-        export_students,
-        measured_parts,
-        new_benchmark,
-        run_report,
-        samplers_of,
-        save_grids,
-    )
+    from ddil_ray import results
     from ddil_ray.runtime.evaluation import measure_on_ray
 
-    export_students(recipe, made, rounds, folder.local)
+    results.export_students(recipe, made, rounds, folder.local)
     grids, about = folder.local / "samples", {}
     parts: dict[str, Any] = {"scores": {}, "classes": {}, "groups": {}}
     if recipe.config.evaluation.enabled:
-        benchmark = benchmark or new_benchmark(recipe, made)
+        benchmark = benchmark or results.new_benchmark(recipe, made)
         about = benchmark.describe()
-        found = measure_on_ray(benchmark, samplers_of(recipe, made, rounds), recipe.config.evaluation)
-        parts = measured_parts(found)
-        save_grids(found, grids)
-        add_scores(recipe, made, rounds, parts["scores"], about, folder.local)
+        found = measure_on_ray(benchmark, results.samplers_of(recipe, made, rounds), recipe.config.evaluation)
+        parts = results.measured_parts(found)
+        results.save_grids(found, grids)
+        results.add_scores(recipe, made, rounds, parts["scores"], about, folder.local)
     records = read_journal(folder.local / "metrics.jsonl")
     last: dict[str, float] = next((r for r in reversed(records) if "loss" in r), {})
     shift: dict[str, float] = next((r for r in reversed(records) if "rollout/nonfinite" in r), {})
     write_json(folder.local / "metrics.json", {**parts, "about": about, "training": last, "shift": shift})
-    run_report(
+    results.run_report(
         folder.local / "report.html",
         recipe=recipe,
         records=records,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -23,7 +24,9 @@ from ddil_ray.tracking.tracker import RunInfo, Tracker
 
 __all__ = ["BackgroundTracker"]
 
-_POLL_S, _LONGEST_PAUSE_S, _HEALTHY_CLOSE_S = 1.0, 60.0, 300.0
+_POLL_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_CLOSE_S, _STOPPED_CLOSE_S = 3600.0, 300.0
+"""That closing may take while nothing fails: of a finished run, with its files, and of one that ends otherwise."""
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,8 @@ class BackgroundTracker:
     | start | a thread opens the tracker, then polls the journal |
     | a call fails | logged once, made again after 2, 4, 8, ... at most 60 s, and every second at the end; opened anew |
     | another tracker, or another place | it gets the whole journal |
-    | finish | what is left is sent, then the run is closed; a tracker that fails gets `timeout_s`, then is left |
+    | finish | what is left is sent, and the run is closed with its files, which may take an hour |
+    | a call fails at the end | made again for `timeout_s` and as long as it took to fail, then the tracker is left |
 
     Args:
         tracker: where to.
@@ -43,6 +47,7 @@ class BackgroundTracker:
         journal: the records.
         state: file that remembers the tracker's run and how far it got; one that cannot be read is as none.
         timeout_s: how long a failing tracker may hold up the end.
+        kept: where all of it stays, as it is called when something was not sent; default: the journal's folder.
         lost: whether the run is another process's by now, so that nothing more is sent, closed or remembered.
     """
 
@@ -54,16 +59,18 @@ class BackgroundTracker:
         journal: Path,
         state: Path,
         timeout_s: float,
+        kept: str | None = None,
         lost: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.tracker, self.run, self.timeout_s = tracker, run, timeout_s
+        self.tracker, self.run, self.timeout_s, self._kept = tracker, run, timeout_s, kept or str(journal.parent)
         self._journal, self._state_path, self._lost = journal, state, lost
         self._state = _of_place(tracker.place(), {"key": uuid.uuid4().hex, **_read_state(state)})
         written = journal.stat().st_size if journal.exists() else 0
         self._state["sent"] = min(int(self._state.get("sent", 0)), written)  # the journal may be an older copy
         self._wake, self._left = threading.Event(), threading.Event()
         self._ending: tuple[str, Sequence[Path]] | None = None
-        self._opened, self._closed, self._failures = False, False, 0
+        self._opened, self._closed, self._failures, self._failed_at_end = False, False, 0, False
+        self._left_at = self._close_s = math.inf
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
     def start(self) -> None:
@@ -73,10 +80,11 @@ class BackgroundTracker:
 
     def finish(self, status: str, files: Sequence[Path] = ()) -> str | None:
         """Send the rest and close the run; what could not be sent is described, None if all was."""
+        self._close_s = _CLOSE_S if status == "finished" else _STOPPED_CLOSE_S
+        self._left_at = time.monotonic() + (self.timeout_s if self._failures else self._close_s)
         self._ending = (status, files)
         self._wake.set()
-        began = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - began < self._patience_s:
+        while self._thread.is_alive() and time.monotonic() < self._left_at:
             self._thread.join(0.2)
         self._left.set()
         if self._closed or self._lost() or self._thread.ident is None:  # it was never started
@@ -85,30 +93,39 @@ class BackgroundTracker:
         with suppress(OSError):  # the journal's disk does not answer
             unsent = len(read_after(self._journal, self._state["sent"])[0])
         what = f"{unsent} records" if unsent else "The end of the run, or its files,"
-        return f"{what} did not reach the tracker; all is in {self._journal.parent}, and `--resume` sends it."
-
-    @property
-    def _patience_s(self) -> float:
-        return self.timeout_s if self._failures else _HEALTHY_CLOSE_S
+        return f"{what} did not reach the tracker; all is in {self._kept}, and `--resume` sends it."
 
     def _run(self) -> None:
         while not (self._left.is_set() or self._closed or self._lost()):
             ending = self._ending  # read first: whatever is journalled before it is sent before the close
+            began = time.monotonic()
             try:
                 self._send()
                 if ending is not None and not self._lost():
-                    self.tracker.close(*ending)
-                    self._closed = True
+                    self._close(*ending)
                 self._failures = 0
             except Exception as error:  # a tracker may fail in any way; training goes on
-                if self._failures == 0:
-                    _log.warning("Tracking failed and will be tried again: %s", first_line(error))
-                self._failures += 1
-                self._opened = False  # its run may be gone
+                self._failed(error, began, at_end=ending is not None)
             if self._ending is None:
                 self._wake.wait(min(_LONGEST_PAUSE_S, _POLL_S * 2**self._failures))
             elif self._failures:
                 self._left.wait(_POLL_S)
+
+    def _close(self, status: str, files: Sequence[Path]) -> None:
+        if not self._failed_at_end:  # it answers, whatever it did before
+            self._left_at = max(self._left_at, time.monotonic() + self._close_s)
+        self.tracker.close(status, files)
+        self._closed = True
+
+    def _failed(self, error: Exception, began: float, *, at_end: bool) -> None:
+        """What was begun then is made again, and takes as long again where it works."""
+        if self._failures == 0:
+            _log.warning("Tracking failed and will be tried again: %s", first_line(error))
+        self._failures += 1
+        self._opened = False  # its run may be gone
+        if at_end and not self._failed_at_end:
+            self._failed_at_end, now = True, time.monotonic()
+            self._left_at = min(self._left_at, now + (now - began) + self.timeout_s)
 
     def _send(self) -> None:
         if not self._opened:

@@ -23,6 +23,7 @@ from ddil_ray.folder import RunFolder
 from ddil_ray.runtime.run import _close, distill
 from ddil_ray.runtime.run import _tracker as _tracker_of
 from ddil_ray.tracking import TRACKERS, BackgroundTracker, Journal, RunInfo, View, read_journal
+from ddil_ray.tracking.tracker import NullTracker
 
 RUN = RunInfo("a-run", params={"seed": "0"}, tags={"git_commit": "abc"}, rounds=["round 4 steps", "round 2 steps"])
 
@@ -38,6 +39,7 @@ def _background(folder, uri, timeout_s=5.0, run=RUN):
         journal=folder / "metrics.jsonl",
         state=folder / "tracking.json",
         timeout_s=timeout_s,
+        kept="s3://bucket/a-run",
     )
 
 
@@ -187,7 +189,29 @@ def test_a_tracker_that_hangs_holds_up_the_end_for_a_bounded_time(tmp_path):
         began = time.monotonic()
         unsent = background.finish("finished")
         assert time.monotonic() - began < 30
-    assert unsent == f"1 records did not reach the tracker; all is in {tmp_path}, and `--resume` sends it."
+    assert unsent == "1 records did not reach the tracker; all is in s3://bucket/a-run, and `--resume` sends it."
+
+
+class _FailsOnce(NullTracker):
+    """Closing takes long, and fails the first time."""
+
+    closed = 0
+
+    def close(self, status, files):
+        time.sleep(1.5)
+        self.closed += 1
+        if self.closed == 1:
+            raise OSError("no answer")
+
+
+def test_a_tracker_that_fails_late_is_asked_again(tmp_path):
+    """For its time and as long as what failed took, from when that failed."""
+    tracker = _FailsOnce()
+    paths = {"journal": tmp_path / "metrics.jsonl", "state": tmp_path / "tracking.json"}
+    background = BackgroundTracker(tracker, RUN, **paths, timeout_s=3.0)
+    background.start()
+    assert background.finish("finished") is None
+    assert tracker.closed == 2
 
 
 def test_what_a_dead_tracker_missed_is_sent_by_the_next_process(tmp_path, uri):

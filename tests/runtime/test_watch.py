@@ -57,3 +57,23 @@ def test_records_of_a_run_that_another_has_by_now_are_not_written_into_its_journ
     assert [record["step"] for record in shown] == [2]
     assert read_journal(folder.local / "metrics.jsonl") == []
     ray.kill(hub)
+
+
+def test_copying_ends_with_the_file_at_which_another_has_the_run(tmp_path):
+    folder = RunFolder(f"memory://{tmp_path.name}", "a")
+    for name in ("a.json", "b.json"):
+        (folder.local / name).write_text("{}")
+    put, copied = folder.fs.put_file, []
+
+    def put_and_lose(source, target):
+        put(source, target)
+        copied.append(target)
+        folder.others = True
+
+    folder.fs.put_file = put_and_lose
+    try:
+        folder.sync()
+    finally:
+        del folder.fs.put_file
+    assert [path.rpartition("/")[2] for path in copied] == ["a.json"]
+    assert not folder.fs.exists(f"{folder.root}/b.json")
