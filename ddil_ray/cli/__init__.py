@@ -27,6 +27,7 @@ from ddil_ray.cli.scale import scale
 from ddil_ray.cli.serve import serve
 from ddil_ray.cli.train_teacher import train_teacher
 from ddil_ray.errors import DdilError, RunStoppedError, first_line
+from ddil_ray.runtime.signals import ended_by_signals
 
 __all__ = ["app", "main"]
 
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when torch is loaded. Threads of torch that spin while they wait make a busy machine tens of times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app(args=arguments, prog_name="ddil-ray")
+        with ended_by_signals():
+            app(args=arguments, prog_name="ddil-ray")
     except DdilError as error:
         prefix = "" if isinstance(error, RunStoppedError) else "Error: "
         print(f"{prefix}{error}", file=sys.stderr)  # noqa: T201 - the command's own output

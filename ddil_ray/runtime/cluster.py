@@ -17,6 +17,7 @@ from ddil_ray.config import Role, RunConfig
 from ddil_ray.config.groups import Evaluation, Shift, Trainer
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
 from ddil_ray.runtime.object_store import LEAST_STORE
+from ddil_ray.runtime.signals import handlers_kept
 from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
 __all__ = [
@@ -113,7 +114,8 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
         options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
     if not verbose:
         _quieten()
-    _init(options, address)
+    with handlers_kept():
+        _init(options, address)
     if not verbose:
         _quieten()  # where logs are JSON, Ray has set their level
     try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Signals", "ended_by_signals"]
+__all__ = ["Signals", "ended_by_signals", "handlers_kept"]
 
 
 @contextmanager
@@ -27,6 +27,22 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, if it has one, from Ray, which sets its own while it starts.
+
+    Ray's exits with the number of the signal: one that comes within raises what it raises in `ended_by_signals`.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as end:
+        raise SystemExit(128 + signal.SIGTERM if end.code == signal.SIGTERM else end.code) from None
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 class Signals:
