@@ -105,6 +105,7 @@ def save_model_folder(
     steps: int,
     times: Tensor | None = None,
     w: float = 0.0,
+    teacher: bool = False,
     base: Base | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> None:
@@ -119,6 +120,7 @@ def save_model_folder(
         steps: number of steps in the card's example.
         times: (steps + 1,) from 1 to 0, at which it samples; n / steps by default.
         w: guidance to bake in, where the network is told of it.
+        teacher: whether it is one, which is guided like any pipeline, and not a student.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained, model = model, fused(model)
@@ -128,7 +130,7 @@ def save_model_folder(
         pipeline = model.family.pipeline(model, scheduler or student_scheduler(model, times, None), w=w)
         pipeline.save_pretrained(folder)
         forget_origins(folder)
-        library, usage = "diffusers", _usage(model, model.family, pipeline, folder, times, w)
+        library, usage = "diffusers", _usage(model, model.family, pipeline, folder, times, w, teacher=teacher)
         tag = "text-to-image" if model.prompted else "unconditional-image-generation"
     else:
         save_model(model.network, str(folder / "model.safetensors"))
@@ -146,10 +148,12 @@ def save_model_folder(
     )
 
 
-def _usage(model: DiffusionModel, family: Family, pipeline: Any, folder: Path, times: Tensor, w: float) -> str:
+def _usage(
+    model: DiffusionModel, family: Family, pipeline: Any, folder: Path, times: Tensor, w: float, *, teacher: bool
+) -> str:
     """How to load and call the `pipeline` in `folder`, and what to heed."""
     scale, arguments, guidance = family.guidance_scale(model, w), family.example(model, times=times), ""
-    if scale is not None:
+    if scale is not None and not teacher:
         arguments += f", guidance_scale={scale:g}"
         guidance = _GUIDANCE_TOLD.format(scale=scale, w=w) if model.reads_guidance else _GUIDANCE_INSIDE
     if isinstance(model.schedule, RectifiedFlow):

@@ -25,6 +25,7 @@ from ddil_ray.diffusion.solver import fresh_noise
 from ddil_ray.errors import ConfigError
 from ddil_ray.evaluation import exported_sampler
 from ddil_ray.models import load_model
+from ddil_ray.models.match import said_of
 from ddil_ray.publish.folder import pipeline_folder
 from ddil_ray.redact import redact
 
@@ -59,7 +60,8 @@ class Studio:
     """
 
     def __init__(self, student: str, *, steps: int, guidance: float | None, device: torch.device | str = "cpu") -> None:
-        model = load_model(str(pipeline_folder(student)))
+        with said_of("STUDENT"):
+            model = load_model(str(pipeline_folder(student, "STUDENT")))
         if model.reads_guidance and guidance is None:
             raise ConfigError(
                 "`--guidance` must be given for this student, whose network is told w. Its README.md says what it was "

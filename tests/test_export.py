@@ -147,6 +147,13 @@ def test_a_folder_of_prompts_samples_through_diffusers_what_we_sample(tmp_path, 
         torch.testing.assert_close((ours + 1) / 2, theirs, rtol=0, atol=2e-3)
 
 
+def test_the_card_of_a_teacher_leaves_guidance_to_who_samples_it(tmp_path, sd_folder):
+    save_model_folder(tmp_path, load_model(str(sd_folder)), name="t", description="d", steps=32, teacher=True)
+    card = (tmp_path / "README.md").read_text()
+    assert "guidance_scale" not in card
+    assert "num_inference_steps=32" in card
+
+
 @contextlib.contextmanager
 def _warnings():
     """What Python or diffusers warns of."""

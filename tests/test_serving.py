@@ -182,7 +182,7 @@ def test_strangers_are_told_what_is_served_but_neither_credentials_nor_where_it_
 
 def test_a_student_that_cannot_be_served_is_told_before_anything_starts(capsys, digits, tmp_path):
     for arguments, expected in (
-        ([tmp_path], "MODEL must be a run folder with a student"),
+        ([tmp_path], "STUDENT must be a run folder with a student"),
         ([digits, "--steps", 51], "`--steps` must be at most 50 for this consistency student, but is 51"),
         ([digits, "--guidance", 2], "`--guidance` must be 0 for this consistency student"),
         ([digits, "--max-ongoing", 4], "`--max-ongoing` must be at least `--max-batch` (8)"),

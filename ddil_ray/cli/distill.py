@@ -12,6 +12,7 @@ from ddil_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from ddil_ray.config import RunConfig
+    from ddil_ray.runtime.run import RunResult
 
 __all__ = ["distill"]
 
@@ -76,14 +77,23 @@ def distill(
     if result.scores:
         table = score_table(result.scores, "Scores")
         print_table(table.caption, table.header, table.rows)
-    steps, student = list(result.rounds.items())[-1]
-    loadable = student.family is not None  # a factory's student is weights alone
     print_lines(
         f"student  {result.folder}/student",
         f"report   {result.folder}/report.html",
         *([f"tracked  {result.look}"] if result.look else []),
-        *([f"next     ddil-ray sample {result.folder}/student --steps {steps} --out samples.png"] if loadable else []),
+        *_next(result, Recipe(run).student_guidance),
     )
+
+
+def _next(result: RunResult, w: float) -> list[str]:
+    """What to type to see the student; a factory's is weights alone, which nothing loads."""
+    steps, student = list(result.rounds.items())[-1]
+    if student.family is None:
+        return []
+    prompt = ' --prompt "a photo"' if student.prompted else ""
+    told = student.reads_guidance and student.family.guidance_scale(student, w) is not None
+    guidance = f" --guidance {w:g}" if told else ""
+    return [f"next     ddil-ray sample {result.folder}/student --steps {steps}{prompt}{guidance} --out samples.png"]
 
 
 def _goes_on(run: RunConfig, *, wait: bool) -> bool:

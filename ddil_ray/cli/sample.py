@@ -25,7 +25,9 @@ def sample(
     model: Annotated[str, typer.Argument(help="Student or teacher: pipeline folder, URL, hub id or builtin:NAME.")],
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 4,
     num: Annotated[int | None, typer.Option(min=1, help="Images; default: 64, or 4 per prompt.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all noise: images are those of the pipeline's own seed.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of all noise: images are those of the pipeline's own seed.")
+    ] = 0,
     prompt: Annotated[list[str] | None, typer.Option(help="Text to show; repeat for more, taken in turn.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Text file with a prompt on each line.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Text to guide away from.")] = None,
@@ -52,10 +54,12 @@ def sample(
 
     from ddil_ray.evaluation import draw, exported_sampler
     from ddil_ray.models import load_model
+    from ddil_ray.models.match import said_of
     from ddil_ray.report import save_grid
 
     place, prompts = _device(device), _prompts(prompt, prompt_file)
-    loaded = load_model(model)
+    with said_of("MODEL"):
+        loaded = load_model(model)
     _check_guidance(loaded, guidance, negative_prompt)
     sampler = exported_sampler(loaded, steps, w=guidance or 0.0).to(place)
     if loaded.prompted:
@@ -84,9 +88,11 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(0, device=name).device
+        device = torch.zeros(0, device=name).device
+        torch.zeros(1, device=device).tolist()  # which meta, a device without values, has not
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"`--device` must be auto or a device that torch has here, but is {name!r}.") from error
+    return device
 
 
 def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
@@ -107,9 +113,10 @@ def _check_guidance(model: DiffusionModel, guidance: float | None, negative: str
             "`--guidance` must be given for this model, whose network is told w. A student's README.md says what it "
             "was trained with."
         )
-    if negative is not None and (model.reads_guidance or not guidance):
+    if negative is not None and (model.reads_guidance or not guidance or not model.prompted):
         raise ConfigError(
-            "`--negative-prompt` must come with `--guidance` above 0, of a model that guidance is computed for."
+            "`--negative-prompt` must come with `--guidance` above 0, of a model that is asked by text and that "
+            "guidance is computed for."
         )
 
 

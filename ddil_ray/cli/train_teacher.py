@@ -68,6 +68,7 @@ def write_image_teacher(run: TeacherConfig, view: View) -> RunFolder:
             name=run.name,
             description=f"A small diffusion model of {data.name}, trained by ddil-ray as a teacher for distillation.",
             steps=32,
+            teacher=True,
             facts={"training images": str(len(data)), "training steps": str(run.trainer.steps)},
         )
     return delivered(folder)
@@ -96,6 +97,7 @@ def write_text_teacher(run: TextTeacherConfig, view: View) -> RunFolder:
             description=f"A small latent text-to-image model of the captioned images {data.name}, trained by ddil-ray "
             "as a teacher for distillation.",
             steps=32,
+            teacher=True,
             facts={
                 "training images": str(len(data)),
                 "training steps": f"{run.autoencoder.steps} of the autoencoder, {run.trainer.steps} of the denoiser",

@@ -16,6 +16,7 @@ class Faults(Group):
 
     timeout_s: Positive = Field(
         1800.0,
+        le=1e8,
         description="longest time for a block, or for loading an actor's models, or ten times the median of blocks if "
         "that is more; what takes longer hangs: its process is ended, and its stack told. Five times as long for a "
         "step, which may wait for blocks",

@@ -94,7 +94,7 @@ class Data(Group):
     format: Literal["auto", "builtin", "factory", "folder", "parquet", "prepared"] = "auto"
     image_column: str = Field("image", description="Parquet column with the image")
     label_column: str | None = Field("label", description="Parquet column with the class id, or null")
-    image_size: Side | None = Field(None, description="crop and resize to this many pixels")
+    image_size: Side | None = Field(None, description="crop and resize files of images to this many pixels")
     bucket: str | None = Field(None, description="<height>x<width> of prepared data; default: the fullest")
     prompt_cache_mib: Count = Field(512, description="prompt embeddings that one process keeps in memory")
 

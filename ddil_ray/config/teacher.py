@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 
 from ddil_ray.config.groups import Data
 from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Positive, Seed, Width
@@ -21,6 +21,15 @@ class Network(Group):
     attention_head_dim: Width = 8
     norm_num_groups: Width = 8
 
+    @model_validator(mode="after")
+    def _has_a_head(self) -> Network:
+        if self.attention_head_dim > self.block_out_channels[-1]:
+            raise ValueError(
+                f"attention_head_dim must be at most the last of block_out_channels, {self.block_out_channels[-1]}, "
+                f"but is {self.attention_head_dim}"
+            )
+        return self
+
 
 class Schedule(Group):
     """The noise schedule, in the terms of diffusers' schedulers."""
@@ -29,6 +38,15 @@ class Schedule(Group):
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     rescale_betas_zero_snr: bool = True
+
+    @model_validator(mode="after")
+    def _determines_x0(self) -> Schedule:
+        if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
+            raise ValueError(
+                "prediction_type must be v_prediction or sample where rescale_betas_zero_snr is true, as at t = 1 the "
+                "noise says nothing of the image, but is epsilon"
+            )
+        return self
 
 
 class Fit(Group):

@@ -57,6 +57,15 @@ class TextTeacherNetwork(Group):
     attention_heads: Width = 4
     norm_num_groups: Width = 8
 
+    @model_validator(mode="after")
+    def _fills_heads(self) -> TextTeacherNetwork:
+        if self.attention_heads > self.block_out_channels[-1]:
+            raise ValueError(
+                f"attention_heads must be at most the last of block_out_channels, {self.block_out_channels[-1]}, but "
+                f"is {self.attention_heads}"
+            )
+        return self
+
 
 class TextTeacherConfig(Group):
     """What `ddil-ray train-teacher` reads where `kind` is text-to-image."""

@@ -75,6 +75,10 @@ _LOADERS: dict[str, Callable[..., ImageData]] = {
 }
 
 
+_OF_ONE_SIZE = ("builtin", "factory", "prepared")
+"""Formats whose images are never resized."""
+
+
 def load_images(
     source: str,
     *,
@@ -89,7 +93,13 @@ def load_images(
     Raises:
         DataError: anything wrong with them, in one message.
     """
-    data = _LOADERS[_detect(source) if format == "auto" else format](
+    kind = _detect(source) if format == "auto" else format
+    if image_size is not None and kind in _OF_ONE_SIZE:
+        raise DataError(
+            f"`data.image_size` must be left out for {kind} data, which have a size of their own, but is {image_size} "
+            "instead. Set `data.image_size=null`, or use a folder of images."
+        )
+    data = _LOADERS[kind](
         source, image_column=image_column, label_column=label_column, image_size=image_size, bucket=bucket
     )
     return replace(data, name=redact(data.name))  # which reports and cards say

@@ -12,6 +12,11 @@ from ddil_ray.prompts import EmbeddingSource
 
 __all__ = ["MOST_CLASSES", "ImageData", "check_against_teacher", "check_fills_batch"]
 
+_MEND_PIXELS = {
+    True: "Set `data.image_size={size}` for files of images, or use data the teacher was trained on.",
+    False: "Grey images have one channel, those in colour three: convert the images, or use another teacher.",
+}
+"""By whether the channels agree."""
 MOST_CLASSES = 1_000_000
 """Networks have a row of weights for every class."""
 
@@ -90,7 +95,7 @@ def check_against_teacher(
                 f"Choose another `data.bucket`, prepare the images at the teacher's resolution, or set "
                 f"`teacher.sample_size={list(shape[1:])}` if it can make such images."
                 if data.latents
-                else f"Set `data.image_size={sample_shape[-1]}`, or use data the teacher was trained on."
+                else _MEND_PIXELS[shape[0] == sample_shape[0]].format(size=sample_shape[-1])
             )
         )
     if num_classes is not None:

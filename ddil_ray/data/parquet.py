@@ -89,7 +89,14 @@ def _image(value: Any, column: str, name: str, image_size: int | None) -> Tensor
     content = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(content, bytes):
         return decode_image(content, name=name, image_size=image_size)
-    return torch.from_numpy(image_array(content, column, name))
+    array = image_array(content, column, name)
+    if image_size is not None:
+        raise DataError(
+            f"`data.image_size` must be left out for arrays of numbers, which are taken as they are, but is "
+            f"{image_size} where `data.image_column` {column!r} of {name} holds one. Set `data.image_size=null`, and "
+            "resize the data."
+        )
+    return torch.from_numpy(array)
 
 
 def image_array(content: Any, column: str, name: str) -> np.ndarray[Any, Any]:

@@ -74,6 +74,11 @@ def stack_images(images: list[Tensor], names: list[str]) -> Tensor:
         if image.shape != images[0].shape:
             raise DataError(
                 f"`data.source` must hold images of one shape, but {names[0]} is {tuple(images[0].shape)} and {name} "
-                f"is {tuple(image.shape)}. Set `data.image_size` to resize them."
+                f"is {tuple(image.shape)}. "
+                + (
+                    "Set `data.image_size` to resize them."
+                    if len(image) == len(images[0])
+                    else "Grey images have one channel, those in colour three: make all of them one or the other."
+                )
             )
     return torch.stack(images)

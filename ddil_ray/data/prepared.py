@@ -111,7 +111,10 @@ def read_index(url: str) -> Index:
     """
     try:
         fs, root = open_url(url)
+        check_links(fs, root, [f"{root.rstrip('/')}/{INDEX}"])
         return Index.model_validate(json.loads(fs.cat_file(f"{root.rstrip('/')}/{INDEX}")))
+    except DataError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
@@ -181,6 +184,7 @@ class PreparedPrompts:
             DataError: unreadable, or of another shape than prompts are.
         """
         fs, root = open_url(self.url)
+        check_links(fs, root, [f"{root}/{NEGATIVE_FILE}"])
         (footer,) = read_footers(fs, {f"{root}/{NEGATIVE_FILE}": f"{self.url}/{NEGATIVE_FILE}"})
         for name in self.names:
             check_column([footer], name, "data.source", TENSORS)

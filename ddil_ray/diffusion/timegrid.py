@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,5 +19,6 @@ def consistency_grid(solver_steps: int, steps: int) -> Tensor:
 
     For 50 and 4: 1, .76, .5, .26, 0 (timesteps 999, 759, 499, 259 of 1000).
     """
-    chosen = torch.linspace(0, solver_steps, steps + 1, dtype=torch.float64)[:-1].floor()
+    # torch.linspace differs in the last bit, and so in a whole step where that is rounded down.
+    chosen = torch.from_numpy(np.floor(np.linspace(0, solver_steps, steps, endpoint=False)))
     return torch.cat([(solver_steps - chosen) / solver_steps, torch.zeros(1, dtype=torch.float64)])

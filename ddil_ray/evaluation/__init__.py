@@ -4,7 +4,7 @@ from ddil_ray.evaluation.evaluate import Benchmark, Measurements
 from ddil_ray.evaluation.features import FeatureNetwork, load_features, train_features
 from ddil_ray.evaluation.instruments import Instruments, check_instruments, load_instruments
 from ddil_ray.evaluation.references import pictures_of, reference_rows
-from ddil_ray.evaluation.samplers import Sampler, draw, exported_sampler, student_samplers, teacher_sampler
+from ddil_ray.evaluation.samplers import Sampler, draw, exported_sampler, most_steps, student_samplers, teacher_sampler
 
 __all__ = [
     "Benchmark",
@@ -17,6 +17,7 @@ __all__ = [
     "exported_sampler",
     "load_features",
     "load_instruments",
+    "most_steps",
     "pictures_of",
     "reference_rows",
     "student_samplers",

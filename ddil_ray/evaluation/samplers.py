@@ -18,8 +18,9 @@ from ddil_ray.models.latents import LatentCodec
 from ddil_ray.models.model import DiffusionModel
 from ddil_ray.objectives.objective import Objective
 
-__all__ = ["Sampler", "draw", "exported_sampler", "student_samplers", "teacher_sampler"]
+__all__ = ["Sampler", "draw", "exported_sampler", "most_steps", "student_samplers", "teacher_sampler"]
 
+_CONSISTENCY = ("LCMScheduler", "FlowMatchLCMScheduler")
 _ROWS, _LATENT_ROWS = 256, 8
 """Of a network pass, for pixels and for latents, which are large and decoded."""
 
@@ -82,7 +83,16 @@ class Sampler:
 
 
 def teacher_sampler(teacher: Denoiser, model: DiffusionModel, steps: int, *, w: float) -> Sampler:
-    """DDIM with `steps` steps of a (guided, thresholded) `teacher`, which `model` is asked as."""
+    """DDIM with `steps` steps of a (guided, thresholded) `teacher`, which `model` is asked as.
+
+    Raises:
+        ConfigError: more steps than its schedule has timesteps.
+    """
+    most = getattr(model.schedule, "num_timesteps", steps)
+    if steps > most:
+        raise ConfigError(
+            f"Sampling steps must be at most the {most} timesteps of the model's schedule, but are {steps} instead."
+        )
     return Sampler(teacher, model.schedule, uniform_grid(steps), "ddim", w, codec=model.codec)
 
 
@@ -101,6 +111,14 @@ def student_samplers(
     return samplers
 
 
+def most_steps(model: DiffusionModel) -> int | None:
+    """Steps that the own scheduler of a pipeline folder of consistency models takes at most; None for other models."""
+    config = model.scheduler_config
+    if config.get("_class_name") not in _CONSISTENCY or "original_inference_steps" not in config:
+        return None
+    return int(config["original_inference_steps"])
+
+
 def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sampler:
     """The sampler that a pipeline folder's own scheduler is: multistep consistency for those of LCM, else DDIM.
 
@@ -110,18 +128,17 @@ def exported_sampler(model: DiffusionModel, steps: int, *, w: float = 0.0) -> Sa
     Raises:
         ConfigError: guidance that the model cannot have, or more steps than its grid.
     """
-    config = model.scheduler_config
+    config, kind = model.scheduler_config, model.scheduler_config.get("_class_name")
     if w > 0 and model.null_cond is None and not model.reads_guidance:
         raise ConfigError(f"`--guidance` must be 0 for a model without an unconditional class, but is {w:g} instead.")
-    kind = config.get("_class_name")
-    if kind not in ("LCMScheduler", "FlowMatchLCMScheduler"):
+    if kind not in _CONSISTENCY:
         return teacher_sampler(model.expert(guided=True), model, steps, w=w)
     if w > 0 and not model.reads_guidance:
         raise ConfigError(
             f"`--guidance` must be 0 for this consistency student, which has its guidance in its weights, but is "
             f"{w:g} instead."
         )
-    grid = int(config.get("original_inference_steps", steps))
+    grid = most_steps(model) or steps
     if steps > grid:
         raise ConfigError(f"`--steps` must be at most {grid} for this consistency student, but is {steps} instead.")
     denoiser: Denoiser = model.denoiser()

@@ -60,6 +60,11 @@ def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
     """
     if is_factory(spec) and not spec.startswith("builtin:"):
         return load_module(spec, weights=weights)
+    if weights is not None:
+        raise ConfigError(
+            f"`teacher.weights` must be left out for a pipeline, which has its own, but is {weights} beside "
+            f"{spec!r}. It belongs to a factory (`module.path:factory`)."
+        )
     family, folder = find_pipeline(spec)
     check_reads_latents(family, folder)
     try:

@@ -19,7 +19,7 @@ from ddil_ray.models import Family, find_pipeline, load_model
 from ddil_ray.models.family import checked_prediction, read_config
 from ddil_ray.models.model import DiffusionModel
 
-__all__ = ["check_pipelines", "check_student", "load_measured", "load_student"]
+__all__ = ["check_pipelines", "check_student", "load_measured", "load_student", "said_of"]
 
 _TIMES = 101
 """Times at which schedules are compared; t = 0, where diffusers knows two conventions, is asked of no network."""
@@ -37,7 +37,7 @@ def check_pipelines(student: str, teacher: str) -> None:
     if any(is_factory(spec) and not spec.startswith("builtin:") for spec in (student, teacher)):
         return
     theirs = find_pipeline(teacher)
-    with _said_of("`student.model`"):
+    with said_of("`student.model`"):
         ours = find_pipeline(student)
         mine = _schedule(*ours)
     for what, describe, remedy in _IN_CONFIGS:
@@ -48,7 +48,7 @@ def check_pipelines(student: str, teacher: str) -> None:
 
 
 @contextmanager
-def _said_of(name: str) -> Iterator[None]:
+def said_of(name: str) -> Iterator[None]:
     """Lets what is said of `teacher.model` be said of what is given in the same way, under another name."""
     try:
         yield
@@ -76,7 +76,7 @@ def load_student(spec: str, teacher: DiffusionModel) -> DiffusionModel:
     Raises:
         ConfigError: it cannot be loaded, or cannot be a student of `teacher`.
     """
-    with _said_of("`student.model`"):
+    with said_of("`student.model`"):
         student = load_model(spec)
     student = _sized(student, teacher)
     check_student(student, teacher)
@@ -112,7 +112,7 @@ def load_measured(spec: str, teacher: DiffusionModel) -> DiffusionModel:
     Raises:
         ConfigError: it cannot be loaded, or its samples or conditions are not those of `teacher`.
     """
-    with _said_of("MODEL"):
+    with said_of("MODEL"):
         model = _sized(load_model(spec), teacher)
     for what, describe, remedy in _MUST_MATCH:
         _check_same("MODEL", what, describe(model), describe(teacher), remedy)

@@ -14,6 +14,7 @@ from ddil_ray.export import forget_origins
 from ddil_ray.models import local_folder
 from ddil_ray.models.family import absent_components
 from ddil_ray.models.latents import variant_of
+from ddil_ray.models.match import said_of
 from ddil_ray.places import check_url
 
 __all__ = ["DTYPES", "check_target", "copy_folder", "pipeline_folder"]
@@ -35,7 +36,8 @@ def pipeline_folder(spec: str, field: str = "MODEL") -> Path:
         student = fs.exists(f"{root.rstrip('/')}/student/model_index.json")
     except Exception:  # of any filesystem; fetching explains it
         student = False
-    folder = local_folder(f"{spec.rstrip('/')}/student" if student else spec)
+    with said_of(field):
+        folder = local_folder(f"{spec.rstrip('/')}/student" if student else spec)
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
             f"{field} must be a run folder with a student, or a diffusers pipeline folder, but {spec} has no "

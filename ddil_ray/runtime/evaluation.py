@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError
 from torch import Tensor
 
 from ddil_ray.config.groups import Evaluation
-from ddil_ray.errors import DdilError, RunFailedError
+from ddil_ray.errors import DdilError, RunFailedError, last_line
 from ddil_ray.evaluation import Benchmark, Measurements
 from ddil_ray.evaluation.maker import BlockMaker, BlockRows, Samplers
 from ddil_ray.runtime.requests import answers
@@ -65,13 +66,14 @@ def measure_on_ray(benchmark: Benchmark, samplers: Samplers, role: Evaluation) -
     images, size = benchmark.data.images, benchmark.maker.blocks.batch_size
     requests = [(_SAMPLES, b) for b in range(len(benchmark.maker.blocks))]
     requests += [(_DATA, b) for b in range(-(-len(images) // size))]
-    work = [ray.put((benchmark.maker, samplers)), ray.put(images.numpy())]
     try:
+        work = [ray.put((benchmark.maker, samplers)), ray.put(images.numpy())]
         made = dict(answers("evaluation", "ddil_ray.runtime.evaluation:BlockStage", [work], requests, role))
-    except DdilError as error:
+    except (DdilError, RayError) as error:
+        reason = str(error) if isinstance(error, DdilError) else last_line(error)
         raise RunFailedError(
-            f"Measuring failed: {error}. Students are exported before they are measured: mend `evaluation`, and "
-            "measure them with `ddil-ray evaluate`."
+            f"Measuring failed: {reason.rstrip('.')}. Students are exported before they are measured: mend "
+            "`evaluation`, and measure them with `ddil-ray evaluate`."
         ) from error
     blocks: list[BlockRows] = [made[request] for request in requests if request[0] == _SAMPLES]
     features: list[Tensor] = [made[request] for request in requests if request[0] == _DATA]

@@ -128,7 +128,7 @@ def _reason(error: RayError, name: str, role: Role | None) -> str:
     if isinstance(error, ExecutionTimeoutError):
         return (
             f"Requests of `{name}` must be answered, but for {_PATIENCE_S:g} s none was. See that its processes have "
-            f"room in the cluster; where they hang or are just slow, {smaller}"
+            f"room in the cluster, and in their logs that they start; where they hang or are just slow, {smaller}"
         )
     cause = getattr(error, "cause", None)
     died = isinstance(cause, (RayActorError, WorkerCrashedError, OutOfMemoryError))

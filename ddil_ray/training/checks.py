@@ -17,7 +17,14 @@ from ddil_ray.prompts import Embeddings, EmbeddingSource
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.prior import SourcePriors
 
-__all__ = ["check_embeddings", "check_exported_grid", "check_imageless", "discriminated_layer"]
+__all__ = [
+    "check_embeddings",
+    "check_exported_grid",
+    "check_imageless",
+    "check_sampled_steps",
+    "check_student_guidance",
+    "discriminated_layer",
+]
 
 
 def check_imageless(config: RunConfig, priors: SourcePriors, data: ImageData) -> None:
@@ -35,6 +42,44 @@ def check_imageless(config: RunConfig, priors: SourcePriors, data: ImageData) ->
     wrong = [rule for rule, broken in needs.items() if broken]
     if wrong:
         raise DataError(f"{', '.join(wrong)} where there are no images, but {data.name} has prompts alone.")
+
+
+def check_student_guidance(config: RunConfig) -> None:
+    """Check that the student is said to have a guidance that it is trained at.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    (low, high), chosen = config.teacher.w, config.student.guidance
+    if chosen is not None and not low <= config.teacher.as_w(chosen) <= high:
+        raise ConfigError(
+            f"`student.guidance` must be what the student is trained at, `teacher.guidance` "
+            f"{config.teacher.guidance}, or lie within it, but is {chosen:g} instead. Leave it out with "
+            "`student.guidance=null`."
+        )
+
+
+def check_sampled_steps(config: RunConfig, teacher: DiffusionModel) -> None:
+    """Check that whoever is sampled has no more steps than the teacher's schedule has timesteps.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    most = getattr(teacher.schedule, "num_timesteps", None)
+    if most is None:
+        return
+    steps = {"objective.teacher_steps": getattr(config.objective, "teacher_steps", 0)}
+    if config.evaluation.enabled:
+        steps |= {
+            "evaluation.teacher_steps": config.evaluation.teacher_steps,
+            "evaluation.steps": max(config.evaluation.steps),
+        }
+    for name, number in steps.items():
+        if number > most:
+            raise ConfigError(
+                f"`{name}` must be at most the {most} timesteps of the teacher's schedule, but is {number} instead. "
+                "Lower it."
+            )
 
 
 def check_embeddings(source: EmbeddingSource, negative: Embeddings, name: str) -> None:

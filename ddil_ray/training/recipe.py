@@ -24,7 +24,14 @@ from ddil_ray.states.mixing import Mixing
 from ddil_ray.states.prior import ConsumptionPlan, Prior, SourcePriors
 from ddil_ray.states.source import Conditions
 from ddil_ray.states.stretch import Stretch
-from ddil_ray.training.checks import check_embeddings, check_exported_grid, check_imageless, discriminated_layer
+from ddil_ray.training.checks import (
+    check_embeddings,
+    check_exported_grid,
+    check_imageless,
+    check_sampled_steps,
+    check_student_guidance,
+    discriminated_layer,
+)
 from ddil_ray.training.loop import LoopSettings
 from ddil_ray.training.optimizer import PRECISIONS, OptimizerSettings
 from ddil_ray.training.placement import check_placement
@@ -240,10 +247,12 @@ class Recipe:
         Raises:
             ConfigError, DataError: see the methods below.
         """
+        check_student_guidance(self.config)
         if teacher is None and self.config.student.model is not None:
             check_pipelines(self.config.student.model, self.config.teacher.model)
         teacher = teacher or self.load_teacher()
         check_placement(teacher, self.config)
+        check_sampled_steps(self.config, teacher)
         data = self.load_data(teacher) if data is None else data
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)
@@ -265,6 +274,12 @@ class Recipe:
             raise ConfigError(
                 f"`teacher.guidance` must be left out for a teacher without an unconditional class, but is "
                 f"{self.config.teacher.guidance} instead. Set `teacher.guidance=null`."
+            )
+        negative = self.config.teacher.negative_prompt
+        if negative is not None and (not teacher.prompted or teacher.reads_guidance):
+            raise ConfigError(
+                f"`teacher.negative_prompt` must be left out for a teacher that "
+                f"{'is told guidance' if teacher.prompted else 'is not asked by text'}, but is {negative!r} instead."
             )
         teacher.guidance_rescale = self.config.teacher.guidance_rescale
         return teacher

@@ -42,7 +42,7 @@ def new_teacher(config: TeacherConfig, data: ImageData) -> DiffusionModel:
     if height % 2 ** (depth - 1) or width % 2 ** (depth - 1):
         raise ConfigError(
             f"`model.block_out_channels` must halve the images {depth - 1} times, but {data.name} has {height} x "
-            f"{width} pixels. Use fewer levels, or set `data.image_size`."
+            f"{width} pixels. Use fewer levels, or set `data.image_size` for files of images."
         )
     torch.manual_seed(config.seed)
     try:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from commands import run as _run
 from PIL import Image
+from started import environment, until
 from studies import write_run
+from tiny import save_pipeline
 
+from ddil_ray.cli.distill import _next
 from ddil_ray.evaluation.scoring import GROUPS
+from ddil_ray.export import consistency_scheduler, save_model_folder
+from ddil_ray.models import load_model, student_of
 
 FAST_TEACHER = ["model.block_out_channels=[8,16]", "trainer.steps=3", "trainer.batch_size=16"]
 
@@ -44,7 +54,10 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys, run_dir):
             "`evaluation.prompts` must have one prompt",
         ),
         (["distill"], "CONFIG must be given"),
-        (["distill", "--resume", "/nowhere/run"], "/nowhere/run/config.yaml"),
+        (
+            ["distill", "--resume", "/nowhere/run"],
+            "`--resume` must be the folder of a run that has begun",
+        ),
         (["distill", "digits-pd", "output=/proc/no", "teacher.guidance=0"], "`output` must be a folder"),
         (["train-teacher", "digits-teacher", "model.norm_num_groups=7"], "`model` must describe a UNet2DModel"),
         (["sample", "builtin:digits", "--class-label", "10"], "`--class-label` must be below 10"),
@@ -141,6 +154,54 @@ def test_the_runs_of_an_ablation_are_listed_and_nothing_starts(capsys):
     assert out.endswith("20 runs. Nothing was started.\n")
     runs = json.loads(_run(capsys, *arguments, "--json")[1])
     assert runs[0] == {"objective": "pd", "states": "forward only", "seed": 0}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_consistency_student_is_measured_at_the_steps_that_it_has(capsys, tmp_path):
+    teacher, student = load_model("builtin:digits"), tmp_path / "student"
+    scheduler = consistency_scheduler(teacher, original_inference_steps=2)
+    save_model_folder(student, teacher, scheduler=scheduler, name="s", description="d", steps=2)
+    usual = (student, "digits-pd", "evaluation.num_samples=16", "evaluation.teacher_steps=2", "--out", tmp_path / "out")
+    code, out, _ = _run(capsys, "evaluate", *usual, "evaluation.steps=[1,2,4]", "--json")
+    assert code == 0
+    assert {model: set(by_steps) for model, by_steps in json.loads(out)["scores"].items()} == {
+        "model": {"1", "2"},
+        "teacher": {"1", "2", "4"},
+    }
+    code, _, err = _run(capsys, "evaluate", *usual, "evaluation.steps=[4]")
+    assert code == 2
+    assert "`evaluation.steps` must hold a number of at most 2, the steps of this consistency student" in err
+    code, _, err = _run(capsys, "evaluate", *usual, "evaluation.steps=[1]", "--guidance", 2)
+    assert code == 2
+    assert "`--guidance` must be 0 for this consistency student" in err
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_one_is_told_what_to_type_to_see_the_student(tmp_path, told):
+    """With its prompt, and with guidance where its network is told that."""
+    student = student_of(load_model(str(save_pipeline("stable_diffusion", tmp_path))), guidance_embedding=told)
+    (line,) = _next(SimpleNamespace(folder="runs/a", rounds={4: student}), 7.0)
+    guidance = " --guidance 7" if told else ""
+    assert line == f'next     ddil-ray sample runs/a/student --steps 4 --prompt "a photo"{guidance} --out samples.png'
+    (line,) = _next(SimpleNamespace(folder="runs/a", rounds={1: load_model("builtin:digits")}), 2.0)
+    assert line == "next     ddil-ray sample runs/a/student --steps 1 --out samples.png"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["ray::", "ray::MapWorker"], ids=["Ray starts", "it measures"])
+def test_a_command_on_ray_that_is_told_to_end_exits_with_143(tmp_path, when):
+    """Where Ray has a handler of its own, which would exit with 15."""
+    ddil_ray, options = str(Path(sys.executable).with_name("ddil-ray")), ("--out", str(tmp_path))
+    much = ("builtin:digits", "digits-pd", "evaluation.num_samples=1000000")
+    process = subprocess.Popen([ddil_ray, "evaluate", *much, *options], env=environment())
+    try:
+        children = psutil.Process(process.pid).children
+        until(lambda: any(when in "".join(p.cmdline()[:1]) for p in children(recursive=True)))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
 
 
 def test_runs_are_compared_by_one_command(capsys, tmp_path):

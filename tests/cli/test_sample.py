@@ -112,6 +112,10 @@ def test_prompts_of_a_file_come_after_those_given(capsys, tmp_path, folders):
         ("told", ["--prompt", "a"], "`--guidance` must be given for this model"),
         ("teacher", ["--prompt-file", "/nowhere"], "`--prompt-file` must be a text file, but /nowhere failed"),
         ("teacher", ["--prompt", "a", "--device", "abacus"], "`--device` must be auto or a device that torch has"),
+        ("teacher", ["--prompt", "a", "--device", "meta"], "`--device` must be auto or a device that torch has"),
+        ("builtin:digits", ["--guidance", 1, "--negative-prompt", "b"], "of a model that is asked by text"),
+        ("builtin:digits", ["--steps", 2000], "at most the 1000 timesteps of the model's schedule, but are 2000"),
+        ("/nowhere/else", [], "MODEL must"),
         ("builtin:digits", ["--prompt", "a"], "`--prompt` must be left out for this model"),
     ],
 )

@@ -97,6 +97,23 @@ def test_sixteen_bit_greys_keep_their_shades(tmp_path):
     torch.testing.assert_close(load_images(str(tmp_path)).images[0, 0], expected, rtol=0, atol=1 / 127)
 
 
+def test_grey_images_among_coloured_ones_are_named_with_a_remedy_that_helps(tmp_path):
+    colour = np.stack([PIXELS[0], PIXELS[1], PIXELS[2]], axis=-1)
+    for name, pixels in (("0", PIXELS[0]), ("1", colour)):
+        (tmp_path / f"{name}.png").write_bytes(_png(pixels))
+    with pytest.raises(DataError, match=r"of one shape, but .*0.png is \(1, 8, 8\) and .*1.png .*make all of them one"):
+        load_images(str(tmp_path), image_size=8)
+
+
+def test_a_size_for_images_that_are_never_resized_is_refused(tmp_path):
+    pq.write_table(pa.table({"image": [np.zeros((8, 8)).tolist()], "label": [0]}), tmp_path / "a.parquet")
+    for source, kind in (("digits", "builtin"), ("ddil_ray.testing:tiny_model", "factory")):
+        with pytest.raises(DataError, match=rf"`data.image_size` must be left out for {kind} data.* but is 16"):
+            load_images(source, image_size=16)
+    with pytest.raises(DataError, match=r"`data.image_size` must be left out for arrays of numbers.*a.parquet row 0"):
+        load_images(str(tmp_path / "a.parquet"), image_size=4)
+
+
 def test_digits_are_in_range_with_ten_classes():
     data = load_images("digits")
     assert data.images.shape == (1797, 1, 8, 8)
@@ -147,7 +164,8 @@ def test_unreadable_sources_are_refused(tmp_path):
 def test_data_that_does_not_fit_the_teacher_is_refused():
     data = load_images("digits")
     for settings, expected in (
-        ({"sample_shape": (3, 8, 8)}, r"\(3, 8, 8\).*\(1, 8, 8\) instead.*data.image_size=8"),
+        ({"sample_shape": (3, 8, 8)}, r"\(3, 8, 8\).*\(1, 8, 8\) instead.*Grey images have one channel"),
+        ({"sample_shape": (1, 16, 16)}, r"\(1, 16, 16\).*\(1, 8, 8\) instead.*data.image_size=16"),
         ({"num_classes": 5}, r"class ids below 5.*has 9"),
         ({"prompted": True, "prepared_for": "sdxl"}, r"prepared for a sdxl teacher of prompts.*`ddil-ray prepare`"),
         ({"prepared_for": "dit"}, r"prepared for a dit teacher of classes.*`ddil-ray prepare`"),

@@ -13,10 +13,12 @@ from ddil_ray.evaluation import (
     Benchmark,
     Instruments,
     exported_sampler,
+    most_steps,
     student_samplers,
     teacher_sampler,
     train_features,
 )
+from ddil_ray.models import load_model
 from ddil_ray.objectives import LatentConsistency, ProgressiveDistillation
 from ddil_ray.testing import tiny_model
 
@@ -89,3 +91,13 @@ def test_more_steps_than_the_grid_are_refused():
     model.scheduler_config = {"_class_name": "LCMScheduler", "original_inference_steps": 10}
     with pytest.raises(ConfigError, match=r"`--steps` must be at most 10.*but is 11"):
         exported_sampler(model, 11)
+    assert most_steps(model) == 10
+    assert most_steps(tiny_model()) is None
+
+
+def test_more_steps_than_timesteps_are_refused():
+    model = load_model("builtin:digits")
+    assert teacher_sampler(model.expert(guided=True), model, 1000, w=0.0).times[-2] == 1e-3
+    for sampler in (lambda: exported_sampler(model, 1001), lambda: teacher_sampler(model.denoiser(), model, 2000, w=0)):
+        with pytest.raises(ConfigError, match=r"at most the 1000 timesteps of the model's schedule, but are"):
+            sampler()

@@ -24,7 +24,7 @@ from ddil_ray.config.ablation import slug
 from ddil_ray.config.prepare import PrepareConfig, PrepareData
 from ddil_ray.data import load_images
 from ddil_ray.data.pixels import open_picture
-from ddil_ray.data.prepared import Index
+from ddil_ray.data.prepared import Index, PreparedPrompts
 from ddil_ray.errors import ConfigError, DataError
 from ddil_ray.models import load_model
 from ddil_ray.places import SCHEMES, TRACKING_SCHEMES, allowed, is_below
@@ -180,6 +180,22 @@ def test_a_parquet_file_that_is_a_link_out_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"image": [picture(0)], "label": [0]}), tmp_path / "private.parquet")
     (tmp_path / "data" / "a.parquet").symlink_to(tmp_path / "private.parquet")
+    with pytest.raises(DataError, match="is a link to"):
+        load_images(str(tmp_path / "data"))
+
+
+def test_embeddings_of_no_prompt_that_are_a_link_out_are_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "private").write_bytes(b"")
+    (tmp_path / "data" / "negative.parquet").symlink_to(tmp_path / "private")
+    with pytest.raises(DataError, match="is a link to"):
+        PreparedPrompts(str(tmp_path / "data"), (), ("text",)).negative()
+
+
+def test_an_index_that_is_a_link_out_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "private.json").write_text("{}")
+    (tmp_path / "data" / "dataset.json").symlink_to(tmp_path / "private.json")
     with pytest.raises(DataError, match="is a link to"):
         load_images(str(tmp_path / "data"))
 

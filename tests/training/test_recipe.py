@@ -98,20 +98,67 @@ def test_grids_that_diffusers_would_round_are_refused(objective, expected):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "expected"),
+    ("teacher", "chosen", "expected"),
     [
-        ({}, (0.0, 0.0)),
-        ({"guidance": 2.0}, (2.0, 2.0)),
-        ({"guidance": [1.0, 7.0], "guidance_convention": "scale"}, (0.0, 6.0)),
+        ({}, 0.0, (0.0, 0.0)),
+        ({"guidance": 2.0}, 2.0, (2.0, 2.0)),
+        ({"guidance": [1.0, 7.0], "guidance_convention": "scale"}, 3.0, (0.0, 6.0)),
     ],
 )
-def test_guidance_is_w_whatever_the_convention(teacher, expected):
+def test_guidance_is_w_whatever_the_convention(teacher, chosen, expected):
     objective = {"type": "lcm", "guidance_embedding": True}
-    config = small_run(teacher={"guidance": None, **teacher}, objective=objective, student={"guidance": 3.0})
+    config = small_run(teacher={"guidance": None, **teacher}, objective=objective, student={"guidance": chosen})
     assert Recipe(config).guidance == expected
-    assert Recipe(config).student_guidance == config.teacher.as_w(3.0)
+    assert Recipe(config).student_guidance == chosen - ("guidance_convention" in teacher)
 
 
 def test_a_scale_below_one_is_refused():
     with pytest.raises(ValueError, match=r"at least 1 where guidance_convention is scale, but is 0.5"):
         small_run(teacher={"guidance": 0.5, "guidance_convention": "scale"})
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0, 0.0])
+def test_a_student_is_not_said_to_have_guidance_that_it_was_not_trained_at(guidance):
+    objective = {"type": "lcm", "guidance_embedding": True}
+    ranged = small_run(teacher={"guidance": [2.0, 3.0]}, objective=objective, student={"guidance": guidance})
+    with pytest.raises(
+        ConfigError, match=rf"`student.guidance` must be .*\(2.0, 3.0\), .* but is {guidance:g} instead"
+    ):
+        Recipe(ranged).ingredients()
+    fixed = small_run(teacher={"guidance": 2.0}, student={"guidance": 3.0})
+    with pytest.raises(ConfigError, match=r"`student.guidance` must be .* 2.0, .* but is 3 instead"):
+        Recipe(fixed).ingredients()
+    right = small_run(teacher={"guidance": 2.0, "guidance_convention": "scale"}, student={"guidance": 2.0})
+    assert Recipe(right).ingredients()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"evaluation": {"enabled": True, "teacher_steps": 1001}},
+            "`evaluation.teacher_steps` must be at most the",
+        ),
+        (
+            {"evaluation": {"enabled": True, "steps": [2, 1001]}},
+            "`evaluation.steps` must be at most the 1000",
+        ),
+        ({"objective": {**PD, "teacher_steps": 1024}}, "`objective.teacher_steps` must be at most the 1000 timesteps"),
+    ],
+)
+def test_more_steps_than_the_teacher_has_timesteps_are_refused(changes, expected):
+    config = small_run(**{"objective": PD, "teacher": {"model": "builtin:digits"}, **changes})
+    with pytest.raises(ConfigError, match=expected):
+        Recipe(config).ingredients()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        ({"weights": "/nowhere.safetensors"}, "`teacher.weights` must be left out for a pipeline.*nowhere"),
+        ({"negative_prompt": "rain"}, "`teacher.negative_prompt` must be left out .* not asked by text, but is 'rain'"),
+    ],
+)
+def test_settings_that_would_not_be_heeded_are_refused(teacher, expected):
+    with pytest.raises(ConfigError, match=expected):
+        Recipe(small_run(teacher={"model": "builtin:digits", **teacher})).load_teacher()

@@ -159,6 +159,13 @@ def test_settings_that_cannot_be_are_found_when_they_are_read():
         load_teacher_config("emoji-teacher", ["text.heads=3"])
     with pytest.raises(ConfigError, match=r"`trainer.setps` is not a setting .* Did you mean `trainer.steps`"):
         load_teacher_config("emoji-teacher", ["trainer.setps=3"])
+    for teacher in ("emoji-teacher", "digits-teacher"):
+        with pytest.raises(ConfigError, match=r"`schedule.prediction_type` must be .*zero_snr.*epsilon"):
+            load_teacher_config(teacher, ["schedule.prediction_type=epsilon"])
+    with pytest.raises(ConfigError, match=r"`model.attention_heads` must be at most the last of .*, 128, but is 129"):
+        load_teacher_config("emoji-teacher", ["model.attention_heads=129"])
+    with pytest.raises(ConfigError, match=r"`model.attention_head_dim` must be at most the last of .*, 32, but is 64"):
+        load_teacher_config("digits-teacher", ["model.attention_head_dim=64"])
     with pytest.raises(ConfigError, match=r"`kind` must be 'image'"):
         load_teacher_config("emoji-teacher", ["kind=video"])
 
