@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddil_ray.config import AblationConfig, ConfigTree, RunConfig, config_hash
 from ddil_ray.config.ablation import slug
-from ddil_ray.data import ImageData
+from ddil_ray.config.places import MODELS, anchored
+from ddil_ray.data import BUILTIN, ImageData
 from ddil_ray.errors import ConfigError, DdilError
 from ddil_ray.evaluation.instruments import check_instruments
 from ddil_ray.models import DiffusionModel
 from ddil_ray.training.recipe import Recipe
 
 __all__ = ["GridRun", "check_runs", "grid_runs", "same_reference"]
+
+_INSTRUMENTS = (("evaluation", "features"), ("evaluation", "feature_weights"), ("evaluation", "clip"))
+"""Settings that may be files or folders."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,18 @@ class GridRun:
         """Changes with any setting that the outcome depends on."""
         return f"{config_hash(self.config)}-{config_hash(self.reference)}"
 
+    def anchored(self) -> GridRun:
+        """This run for a process with another working directory."""
+        return replace(self, config=_anchored(self.config), reference=_anchored(self.reference))
+
     def folder(self, out: Path) -> Path:
         """Where this run's files lie."""
         return out / "runs" / "--".join(slug(option) for option in self.options.values()) / f"seed-{self.seed}"
+
+
+def _anchored(config: RunConfig) -> RunConfig:
+    data = () if config.data.source in BUILTIN else (("data", "source"),)
+    return RunConfig.model_validate(anchored(config.model_dump(mode="json"), (*MODELS, *_INSTRUMENTS, *data)))
 
 
 def grid_runs(spec: AblationConfig) -> list[GridRun]:

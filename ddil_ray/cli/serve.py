@@ -59,6 +59,8 @@ def serve(
     from ddil_ray.runtime.serving import Served, serving
     from ddil_ray.runtime.signals import Signals
 
+    if num_gpus is not None and num_gpus > 1 and num_gpus % 1:
+        raise ConfigError(f"`--num-gpus` must be whole above 1, but is {num_gpus:g} instead.")
     here = Path(student)
     served = Served(
         student=str(here.resolve()) if "://" not in student and here.exists() else student,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ddil_ray.config.kinds import Group, NonNegative, Positive, Seed
+from ddil_ray.config.kinds import Gpus, Group, Positive, Seed
 
 __all__ = ["AblationConfig", "RunResources", "slug"]
 
@@ -26,7 +26,7 @@ class RunResources(Group):
     """What one run takes of the cluster; as many run at once as fit."""
 
     num_cpus: Positive = Field(1, description="reserved; a run computes with OMP_NUM_THREADS threads, 1 by default")
-    num_gpus: NonNegative = 0
+    num_gpus: Gpus = 0
 
 
 class AblationConfig(Group):

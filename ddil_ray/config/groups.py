@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
 
-from ddil_ray.config.kinds import Count, Fraction, Group, NoBool, NonNegative, Positive, Seed, Side, Steps
+from ddil_ray.config.kinds import Count, Fraction, Gpus, Group, NoBool, NonNegative, Positive, Seed, Side, Steps
 from ddil_ray.config.places import Place, TrackingPlace
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Trainer",
 ]
 
-Gpus = NonNegative | Literal["auto"]
+_Gpus = Gpus | Literal["auto"]
 Precision = Literal["fp32", "bf16", "fp16"]
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 Selector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
@@ -187,7 +187,7 @@ class Sync(Group):
 
 class _Resources(Group):
     num_cpus: NonNegative = 1
-    num_gpus: Gpus = Field("auto", description="per actor; auto: shared evenly where the cluster has GPUs")
+    num_gpus: _Gpus = Field("auto", description="per actor; auto: shared evenly where the cluster has GPUs")
     accelerator_type: str | None = None
     resources: dict[str, Positive] = Field(default_factory=dict)
     label_selector: dict[str, Selector] = Field(

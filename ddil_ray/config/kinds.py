@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, field_validator
 from pydantic_core import PydanticCustomError
 
 __all__ = [
     "Count",
     "Depth",
     "Fraction",
+    "Gpus",
     "Group",
     "NoBool",
     "NonNegative",
@@ -47,6 +48,16 @@ Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NoBool]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NoBool]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NoBool]
+
+
+def _whole_above_one(number: float) -> float:
+    if number > 1 and number % 1:
+        raise PydanticCustomError("gpus", "Input should be whole above 1")
+    return number
+
+
+Gpus = Annotated[NonNegative, AfterValidator(_whole_above_one)]
+"""Of an actor: Ray gives shares of one GPU alone."""
 
 
 class Group(BaseModel):

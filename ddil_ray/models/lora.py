@@ -70,7 +70,7 @@ def adapted(model: DiffusionModel, lora: Lora) -> DiffusionModel:
         target_modules=targets,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         try:
             inject_adapter_in_model(config, _root(network))
         except ValueError as error:

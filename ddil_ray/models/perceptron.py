@@ -63,7 +63,7 @@ class Perceptron(nn.Module):
 def new_model() -> DiffusionModel:
     """An untrained model, weights from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         network = Perceptron()
     return DiffusionModel(
         network,

@@ -86,7 +86,7 @@ class Critic(nn.Module):
             assert example is not None
             network.get_submodule(layer).register_forward_hook(self._keep)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # the same head on every rank
+                torch.default_generator.manual_seed(0)  # the same head on every rank
                 network(*example)
                 self.head = DiscriminatorHead(tuple(self._taken().shape[1:])).to(example[0].device)
 

@@ -19,7 +19,7 @@ from ddil_ray.ablation.report import write_report
 from ddil_ray.ablation.summary import Study
 from ddil_ray.config import AblationConfig, to_yaml
 from ddil_ray.config.ablation import RunResources
-from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.errors import ConfigError, DdilError, RunFailedError, last_line
 from ddil_ray.factory import allow_code, code_allowed
 from ddil_ray.folder import environment, write_json
 from ddil_ray.redact import redacted
@@ -136,40 +136,106 @@ def run_grid(
 
     count = min(len(runs), workers_that_fit(resources, ray.cluster_resources()))
     kind = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=-1)(_Worker)
-    workers = [kind.remote(resources, code_allowed()) for _ in range(count)]
-    queue = deque((run, 1) for run in runs)
-    waiting: dict[Any, Any] = {worker.ready.remote(): worker for worker in workers}
-    working: dict[Any, tuple[Any, GridRun, int]] = {}
+    crew = _Crew(runs, count, lambda: kind.remote(resources, code_allowed()))
     try:
-        while queue or working:
-            (done,), _ = ray.wait([*working, *waiting], num_returns=1)
-            if done in waiting:
-                worker = waiting.pop(done)
-            else:
-                worker, run, attempt = working.pop(done)
-                problem = _take(done, run, finished)
-                if problem and attempt < _ATTEMPTS:
-                    queue.append((run, attempt + 1))
-                elif problem:
-                    failed(run, problem)
-            if queue:
-                run, attempt = queue.popleft()
-                working[worker.run.remote(run)] = (worker, run, attempt)
+        while crew.busy:
+            crew.turn(finished, failed)
     finally:
-        for worker in workers:
+        crew.kill()
+
+
+class _Crew:
+    """Who is at what.
+
+    Args:
+        runs: what is to be done.
+        count: of processes.
+        start: a process.
+    """
+
+    def __init__(self, runs: Sequence[GridRun], count: int, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._queue = deque((run, 1) for run in runs)
+        self._starting: dict[Any, Any] = {}
+        """Workers, by what they return once they are up."""
+        self._working: dict[Any, tuple[Any, GridRun, int]] = {}
+        """Worker, run and which attempt it is, by what the worker returns."""
+        for _ in range(count):
+            self._add()
+
+    @property
+    def busy(self) -> bool:
+        """Whether runs are left."""
+        return bool(self._queue or self._working)
+
+    def turn(self, finished: Callable[[GridRun, Outcome], None], failed: Callable[[GridRun, str], None]) -> None:
+        """Wait until a worker is up or done, and give it the next run.
+
+        For one in which a run failed of anything but the run another is started: what broke may be its hold on a
+        device, and it would fail all that are left faster than others do them. One that does not start is done without.
+
+        Raises:
+            RunFailedError: none of them starts.
+        """
+        import ray
+
+        (done,), _ = ray.wait([*self._working, *self._starting], num_returns=1)
+        if done in self._starting:
+            worker, problem = self._starting.pop(done), _problem(done)
+            broken = bool(problem)
+            if broken and not (self._working or self._starting):
+                raise RunFailedError(f"The processes of runs must start, but none does: {problem}")
+        else:
+            worker, run, attempt = self._working.pop(done)
+            problem, broken = _take(done, run, finished)
+            if problem:
+                self._again(run, attempt, problem, failed)
+            if broken:
+                ray.kill(worker)
+                self._add()
+        if not broken and self._queue:
+            run, attempt = self._queue.popleft()
+            self._working[worker.run.remote(run.anchored())] = (worker, run, attempt)
+
+    def kill(self) -> None:
+        """End all that were not ended."""
+        import ray
+
+        for worker in (*self._starting.values(), *(worker for worker, _, _ in self._working.values())):
             ray.kill(worker)
 
+    def _add(self) -> None:
+        worker = self._start()
+        self._starting[worker.ready.remote()] = worker
 
-def _take(done: Any, run: GridRun, finished: Callable[[GridRun, Outcome], None]) -> str:
-    """Hand the outcome on; what went wrong where there is none."""
+    def _again(self, run: GridRun, attempt: int, problem: str, failed: Callable[[GridRun, str], None]) -> None:
+        if attempt < _ATTEMPTS:
+            self._queue.append((run, attempt + 1))
+        else:
+            failed(run, problem)
+
+
+def _problem(ready: Any) -> str:
+    """Why a process is not up; nothing where it is."""
+    import ray
+
+    try:
+        ray.get(ready)
+    except ray.exceptions.RayError as error:
+        return last_line(error)
+    return ""
+
+
+def _take(done: Any, run: GridRun, finished: Callable[[GridRun, Outcome], None]) -> tuple[str, bool]:
+    """Hand the outcome on; what went wrong where there is none, and whether it may be the process that is broken."""
     import ray
 
     try:
         outcome = ray.get(done)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        return f"{type(cause).__name__}: {cause}"
+        return f"{type(cause).__name__}: {cause}", not isinstance(cause, DdilError)
     except ray.exceptions.RayError as error:
-        return f"{type(error).__name__}: its process died"
+        return f"{type(error).__name__}: its process died", True
     finished(run, outcome)
-    return ""
+    return "", False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -111,7 +112,7 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
             "object_store_memory": store() if store else LEAST_STORE,
         }
     else:
-        options |= {"address": address, "runtime_env": {"env_vars": WORKER_ENV}}
+        options |= {"address": address, "runtime_env": {"env_vars": _worker_env()}}
     if not verbose:
         _quieten()
     with handlers_kept():
@@ -122,6 +123,12 @@ def ray_session(*, cpus: int, verbose: bool = False, store: Callable[[], int] | 
         yield
     finally:
         ray.shutdown()
+
+
+def _worker_env() -> dict[str, str]:
+    """`WORKER_ENV` as this process has it, but for what its Ray job gives workers anyway, which Ray takes once only."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    return {name: os.environ[name] for name in WORKER_ENV if name not in (job.get("env_vars") or {})}
 
 
 def _quieten() -> None:
@@ -263,9 +270,8 @@ def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
         role = getattr(config, name)
         if role.num_gpus == "auto":
             update[name] = role.model_copy(update={"num_gpus": share})
-    if config.evaluation.num_gpus == "auto":  # it runs alone, when training has ended
-        alone = _share(config.evaluation.bounds[0], gpus)
-        update["evaluation"] = config.evaluation.model_copy(update={"num_gpus": alone})
+    if (e := config.evaluation).num_gpus == "auto":  # it runs alone, when training has ended
+        update["evaluation"] = e.model_copy(update={"num_gpus": _share(e.bounds[0], gpus)})
     return config.model_copy(update=update)
 
 

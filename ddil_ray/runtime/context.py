@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_ray.imports import import_large
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from ddil_ray.config.groups import Shift
     from ddil_ray.training.recipe import Recipe
 
-__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "anchored", "build_stage", "stage_class"]
+__all__ = ["Columns", "RunContext", "StageCall", "actor_options", "build_stage", "stage_class"]
 
 Columns = dict[str, Any]
 """A batch of Ray Data: numpy arrays by column."""
@@ -73,15 +72,6 @@ def stage_class(stage: str) -> Any:
     """The class `module.path:Class`, whose module is imported."""
     module, _, name = stage.partition(":")
     return getattr(import_large(module), name)
-
-
-def anchored(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the local paths of models made absolute: Ray's workers have working directories of their own."""
-    for group, name in (("teacher", "model"), ("teacher", "weights"), ("student", "model")):
-        value = config[group][name]
-        if value is not None and Path(value).exists():
-            config[group][name] = str(Path(value).resolve())
-    return config
 
 
 def actor_options(role: Role | Shift) -> dict[str, Any]:

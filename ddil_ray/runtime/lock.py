@@ -98,9 +98,11 @@ class RunLock:
 
     def _acquire(self) -> None:
         for _ in range(_TRIES):
-            if self._create():
+            # Read first: not every store heeds the condition of creating, and one that does not overwrites.
+            holder = self._read()
+            if holder is None and self._create():
                 return
-            if (holder := self._read()) is not None:
+            if (holder := holder or self._read()) is not None:
                 if not self._is_mine(holder):  # it is where it was created and the answer was lost
                     self._take_over(holder)
                 return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from ddil_ray.config import RunConfig, config_hash, flatten, to_yaml
+from ddil_ray.config.places import anchored
 from ddil_ray.errors import ConfigError, RunFailedError, RunStoppedError
 from ddil_ray.evaluation import check_instruments
 from ddil_ray.factory import code_allowed
@@ -285,7 +286,7 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
     """What every actor of the run gets."""
     import ray
 
-    from ddil_ray.runtime.context import RunContext, anchored
+    from ddil_ray.runtime.context import RunContext
 
     return RunContext(
         config=anchored(recipe.config.model_dump(mode="json")),
@@ -309,6 +310,7 @@ def _fit(
 
     from ddil_ray.runtime.streams import StreamSplit, stream_factory
     from ddil_ray.runtime.verdict import Judge, explain
+    from ddil_ray.runtime.waits import exchange_s
     from ddil_ray.runtime.worker import train_worker
 
     config, (filesystem, path) = recipe.config, store.filesystem()
@@ -319,7 +321,7 @@ def _fit(
         datasets={o.label: stream_factory(context, recipe, o, phases=phases) for o in recipe.priors.origins},
         dataset_config=StreamSplit(),
         # NCCL refuses two ranks on one GPU, which a share of less than one allows.
-        torch_config=TorchConfig(backend=None if gpus >= 1 else "gloo"),
+        torch_config=TorchConfig(backend=None if gpus >= 1 else "gloo", timeout_s=exchange_s(config.faults)),
         scaling_config=ScalingConfig(
             num_workers=config.trainer.num_workers,
             use_gpu=gpus > 0,

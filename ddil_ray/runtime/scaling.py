@@ -15,7 +15,7 @@ from typing import Any
 
 from ddil_ray.config import RunConfig, load_config
 from ddil_ray.errors import ConfigError, first_line
-from ddil_ray.folder import RunFolder, write_whole
+from ddil_ray.folder import RunFolder, using, write_whole
 from ddil_ray.places import check_url
 from ddil_ray.runtime.cluster import check_fits, check_labels, pool_bounds, pool_roles, resized
 from ddil_ray.storage import open_url
@@ -95,7 +95,9 @@ def scale(run: str, sizes: Sizes, *, timeout_s: float = 30.0) -> dict[str, dict[
         ConfigError: no such run, role or number, one that does not fit the cluster, or a run that does not answer.
     """
     resized(load_config(f"{run.rstrip('/')}/config.yaml", kind=RunConfig), sizes)
-    answer = Requests(*open_url(check_url(run, "RUN"))).ask(sizes, timeout_s=timeout_s)
+    check_url(run, "RUN")
+    with using(run, "Who asks a run to change must be able to write there."):
+        answer = Requests(*open_url(run)).ask(sizes, timeout_s=timeout_s)
     if answer is None:
         raise ConfigError(
             f"RUN must be the folder of a job that is training, but nobody answers in {run}. Start it with other "

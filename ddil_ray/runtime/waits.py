@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -10,13 +11,22 @@ from ddil_ray.runtime.context import RunContext
 from ddil_ray.runtime.health import TRAINER
 from ddil_ray.runtime.watchdog import Watchdog
 
-__all__ = ["BLOCK_TIMES", "STEP_TIMES", "trainer_name", "trainer_watchdog"]
+if TYPE_CHECKING:
+    from ddil_ray.config.faults import Faults
+
+__all__ = ["BLOCK_TIMES", "STEP_TIMES", "exchange_s", "trainer_name", "trainer_watchdog"]
 
 BLOCK_TIMES = 4.0
 """A block: an actor may hang three times, of which the third ends the run, before the trainer gives up."""
 STEP_TIMES = 5.0
 """A step, which may wait for a block."""
 _TOLD_S = 30.0
+
+
+def exchange_s(faults: Faults) -> int:
+    """Seconds that a rank waits for the others at most: longer than one of them may take, which then ends itself and
+    says at what, in place of an exchange that is broken off."""
+    return math.ceil(STEP_TIMES * faults.timeout_s) + 60
 
 
 def trainer_name(rank: int) -> str:

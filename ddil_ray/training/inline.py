@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ddil_ray.models.model import DiffusionModel
 from ddil_ray.states.batch import Origin, StateBatch
 from ddil_ray.states.prior import ConsumptionPlan
 from ddil_ray.states.source import StateRequest
+from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.cadence import Cadence
 from ddil_ray.training.kept import kept_blocks
 from ddil_ray.training.learner import Learner, round_models
@@ -24,7 +26,7 @@ from ddil_ray.training.loop import TrainingLoop, Wish
 from ddil_ray.training.placement import actor_networks, frozen, trained
 from ddil_ray.training.producer import Expert, StateMaker
 from ddil_ray.training.recipe import Ingredients, Recipe
-from ddil_ray.training.wire import FlatWeights, flatten_weights
+from ddil_ray.training.wire import WIRE_DTYPES, FlatWeights, flatten_weights
 
 if TYPE_CHECKING:
     from ddil_ray.training.shift import ShiftMeter
@@ -52,18 +54,18 @@ class _InlineHooks:
     maker: StateMaker
     expert: Expert
     student_becomes_teacher: bool
+    float32_as: torch.dtype
+    """What float32 weights of the student are rounded to on their way."""
     records: list[dict[str, float]] = field(default_factory=list)
     monitor: _Monitor | None = None
 
     def phase_started(self, step: int, learner: Learner) -> None:
-        weights = flatten_weights(learner.student.network)
-        first = learner.phase.index == 0
-        self.expert.enter(learner.phase.index, weights if self.student_becomes_teacher and not first else None)
-        self.maker.load_student(step, weights)
-        self._measure(step, weights)
+        teaches = self.student_becomes_teacher and learner.phase.index > 0
+        self.expert.enter(learner.phase.index, flatten_weights(learner.student.network) if teaches else None)
+        self.publish(step, learner)
 
     def publish(self, step: int, learner: Learner) -> None:
-        weights = flatten_weights(learner.student.network)
+        weights = flatten_weights(learner.student.network, float32_as=self.float32_as)
         self.maker.load_student(step, weights)
         self._measure(step, weights)
 
@@ -117,7 +119,7 @@ def distill_inline(
     student: DiffusionModel | None = None,
     device: torch.device | str = "cpu",
 ) -> InlineResult:
-    """Run `recipe` in this process.
+    """Run `recipe` in this process, which is one worker: whole batches, whatever `trainer.num_workers` says.
 
     Args:
         recipe: the run.
@@ -132,27 +134,39 @@ def distill_inline(
     maker = state_maker(recipe, made, student, device)
     assert maker.expert is not None
     learning = trained(student.copy(), recipe.config, device)
-    hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher)
+    hooks = _InlineHooks(maker, maker.expert, objective.student_becomes_teacher, WIRE_DTYPES[recipe.config.sync.dtype])
     if recipe.config.shift.enabled:
         hooks.monitor = _monitor(recipe, made, frozen(student.copy(), recipe.config, device), hooks.records)
     recipe.equip(objective, maker.expert.teacher, data.images, data.labels)
+    phases, alone = len(objective.phases), Stretch(1)
+    plans, bound = recipe.plans(phases, alone), recipe.staleness_of(alone, phases=phases, bound=made.max_staleness)
     learner = Learner(learning, objective, recipe.optimizer_settings())
     seconds = {"rollout": 0.0, "label": 0.0, "measure": 0.0}
-    blocks = {o: _blocks(recipe, o, made.plans, maker, seconds) for o in recipe.priors.origins}
+    blocks = {o: _blocks(recipe, o, plans, maker, seconds) for o in recipe.priors.origins}
     loop = TrainingLoop(
         learner=learner,
-        plans=made.plans,
+        plans=plans,
         feeds={o: it.__next__ for o, it in blocks.items()},
         hooks=hooks,
-        settings=recipe.loop_settings(max_staleness=made.max_staleness),
+        settings=recipe.loop_settings(max_staleness=bound),
     )
     started = time.perf_counter()
-    loop.run()
+    with _seeded(recipe.config.seed, device):
+        loop.run()
     if hooks.monitor is not None:
         hooks.monitor.ended()
         seconds["measure"] = hooks.monitor.seconds
     seconds["train"] = time.perf_counter() - started - sum(seconds.values())
     return InlineResult(round_models(student, learner.rounds), hooks.records, seconds)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Have torch's own random numbers, those of dropout, follow `seed` within, and be what they were after it."""
+    index = torch.device(device).index
+    with torch.random.fork_rng(devices=[index or 0] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def state_maker(recipe: Recipe, made: Ingredients, student: DiffusionModel, device: torch.device | str) -> StateMaker:

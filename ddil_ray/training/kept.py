@@ -34,7 +34,7 @@ from ddil_ray.training.recipe import Recipe
 
 __all__ = ["KeptBlocks", "from_parquet", "kept_blocks", "kept_folder", "to_parquet"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the files, and of what decides their rows: raise it when either changes."""
 _REST_S = 60.0
 """How long a storage that fails is left alone."""
@@ -87,7 +87,7 @@ class KeptBlocks:
     folder: str | None
     """Path or fsspec URL that holds a folder of files for each teacher and setting; None: nothing is stored."""
     made_from: str
-    """What decides a row besides the teacher's weights."""
+    """What decides a row besides the teacher."""
     _teachers: dict[int, str] = field(default_factory=dict, init=False)
     _rests_until: float = field(default=0.0, init=False)
 
@@ -136,7 +136,11 @@ class KeptBlocks:
     def _name(self, phase: int, expert: Expert) -> str:
         """A folder of those that have the same teacher and are made in the same way."""
         if phase not in self._teachers:
-            digest = hashlib.blake2b(f"{self.made_from} phase {phase}".encode(), digest_size=10)
+            model, times = expert.model, torch.linspace(0, 1, 1001, dtype=torch.float64)
+            kind = f"{self.made_from} phase {phase} {model.prediction.value} {model.sample_shape}"
+            digest = hashlib.blake2b(kind.encode(), digest_size=10)
+            for of_time in (model.schedule.alpha, model.schedule.sigma, model.schedule.network_time):
+                digest.update(of_time(times).double().numpy().tobytes())
             for name, part in sorted(expert.model.network.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(memoryview(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
@@ -147,8 +151,9 @@ class KeptBlocks:
 def _determined_by(recipe: Recipe, conditions: Tensor) -> str:
     """All settings that a row or its label depends on.
 
-    Where the teacher lies is no part of it, since `KeptBlocks` looks at its weights. Where the data lie is: of what
-    they hold the conditions alone are looked at, which tells neither images nor prompts of two data sets apart.
+    Where the teacher lies is no part of it, since `KeptBlocks` looks at its weights and schedule. Where the data lie
+    is: of what they hold the conditions alone are looked at, which tells neither images nor prompts of two data sets
+    apart.
     """
     config = recipe.config
     settings = {

@@ -117,8 +117,7 @@ def check_placement(teacher: DiffusionModel, config: RunConfig) -> None:
 
 def _placed(model: DiffusionModel, config: RunConfig, device: torch.device | str) -> DiffusionModel:
     network: Any = model.network
-    if next(network.parameters()).device != torch.device(device):
-        network.to(device)
+    network.to(device)  # adapters may lie elsewhere than the network below them, which others have placed
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)  # convolutions bring their inputs into the layout of the weights
     if config.trainer.compile:

@@ -281,6 +281,12 @@ class Recipe:
                 f"`teacher.negative_prompt` must be left out for a teacher that "
                 f"{'is told guidance' if teacher.prompted else 'is not asked by text'}, but is {negative!r} instead."
             )
+        rescale, unguided = self.config.teacher.guidance_rescale, teacher.reads_guidance or max(self.guidance) == 0
+        if rescale > 0 and unguided:
+            raise ConfigError(
+                f"`teacher.guidance_rescale` must be 0 for a teacher that "
+                f"{'is told guidance' if teacher.reads_guidance else 'is not guided'}, but is {rescale:g} instead."
+            )
         teacher.guidance_rescale = self.config.teacher.guidance_rescale
         return teacher
 

@@ -80,9 +80,9 @@ def travelling_bytes(tensors: Iterable[Tensor], *, float32_as: torch.dtype = tor
     return sum(t.numel() * (float32_as if t.dtype == torch.float32 else t.dtype).itemsize for t in tensors)
 
 
-def flatten_weights(network: nn.Module) -> FlatWeights:
-    """A copy of what is trained of `network`."""
-    return Snapshot(trained_state(network).values()).on_host()
+def flatten_weights(network: nn.Module, *, float32_as: torch.dtype = torch.float32) -> FlatWeights:
+    """A copy of what is trained of `network`, in which float32 travels as another dtype."""
+    return Snapshot(trained_state(network).values(), float32_as=float32_as).on_host()
 
 
 @torch.no_grad()

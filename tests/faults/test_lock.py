@@ -67,6 +67,23 @@ def test_a_second_run_of_a_name_is_told_who_has_it(folder, other):
         assert content(folder)["pid"] == os.getpid()
 
 
+def test_a_store_that_creates_over_what_is_there_lets_no_second_run_in(tmp_path):
+    folder = RunFolder(f"memory://{tmp_path.name}", "mine")
+    put = folder.fs.pipe_file
+    folder.fs.pipe_file = lambda path, value, mode="overwrite": put(path, value)  # as s3fs does where S3 is not AWS's
+    try:
+        with RunLock(folder, pytest.fail):
+            held = content(folder)
+            with (
+                pytest.raises(ConfigError, match="is active"),
+                RunLock(RunFolder(folder.url[:-5], "mine"), pytest.fail),
+            ):
+                pass
+            assert content(folder) == held
+    finally:
+        del folder.fs.pipe_file
+
+
 def test_a_run_may_wait_for_the_end_of_another_and_for_so_long_only(folder, other):
     said = []
     lock = RunLock(folder, said.append, beat_s=0.2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+from faulty import session
 from rich.console import Console
 from runs import small_run
 
@@ -15,6 +17,7 @@ from ddil_ray.ablation.grid import grid_runs
 from ddil_ray.config import AblationConfig, load_config, to_yaml
 from ddil_ray.config.ablation import RunResources
 from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.runtime import ablation
 from ddil_ray.runtime.ablation import ablate, workers_that_fit
 from ddil_ray.tracking import View
 from ddil_ray.training.inline import distill_inline
@@ -74,6 +77,70 @@ def test_a_grid_is_run_reported_and_only_completed_by_the_same_command_again(spe
     assert "4 runs, 3 of them done before" in said
     assert kept.stat().st_mtime_ns == stamp
     assert again["comparisons"] == report["comparisons"]
+
+
+class BrokenOnce:
+    """A worker whose process does nothing right any more, if it is the first of all."""
+
+    def __init__(self, resources, code_allowed):
+        try:
+            session("first-worker").touch(exist_ok=False)
+            self._broken = True
+        except FileExistsError:
+            self._broken = False
+
+    def ready(self):
+        pass
+
+    def run(self, run):
+        if self._broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        time.sleep(0.5)
+        return run.label
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_process_that_is_broken_does_not_fail_all_runs(spec, monkeypatch):
+    monkeypatch.setattr(ablation, "_Worker", BrokenOnce)
+    small, finished = spec(forward=FORWARD, half={}), []
+    runs = [run for run in grid_runs(small) for _ in range(3)]
+    ablation.run_grid(runs, small.resources, finished=lambda run, label: finished.append(label), failed=pytest.fail)
+    assert sorted(finished) == sorted(run.label for run in runs)
+
+
+class Unbuilt:
+    """A worker that does not start."""
+
+    def __init__(self, *arguments):
+        raise ImportError("no module named so")
+
+    def ready(self):
+        pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_processes_that_do_not_start_are_one_message(spec, monkeypatch):
+    monkeypatch.setattr(ablation, "_Worker", Unbuilt)
+    small = spec(forward=FORWARD, half={})
+    with pytest.raises(RunFailedError, match=r"must start, but none does: .*no module named so"):
+        ablation.run_grid(grid_runs(small), small.resources, finished=pytest.fail, failed=pytest.fail)
+
+
+def test_runs_find_their_files_from_any_working_directory(spec, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "digits").mkdir()  # which is no data here
+    monkeypatch.chdir(tmp_path)
+    sources = {arm: {"data": {"source": arm}} for arm in ("images", "digits")}
+    found = {run.arm: run.anchored() for run in grid_runs(spec(**sources))}
+    assert {arm: run.config.data.source for arm, run in found.items()} == {
+        "images": str(tmp_path / "images"),
+        "digits": "digits",
+    }
+    assert found["digits"].reference.data.source == str(tmp_path / "images")
 
 
 @pytest.mark.ray

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import ray
 from runs import THREE_SOURCES, small_run
 
+from ddil_ray.config import RunConfig, load_config
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.runtime.cluster import (
+    WORKER_ENV,
+    _worker_env,
     check_fits,
     check_labels,
     demands,
@@ -197,3 +202,21 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_one_message(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(RunFailedError, match=r"must start within 30 s.*RAY_ADDRESS"), ray_session(cpus=1):
         pass
+
+
+@pytest.mark.parametrize("field", ["student_rollouts", "trainer", "shift"])
+def test_a_share_of_more_than_one_gpu_is_refused_before_ray_does(field):
+    said = rf"`{field}.num_gpus` must be whole above 1 or be 'auto', but is 1.5 instead"
+    with pytest.raises(ConfigError, match=said):
+        load_config("digits-pd", [f"{field}.num_gpus=1.5"], kind=RunConfig)
+    assert getattr(load_config("digits-pd", [f"{field}.num_gpus=2"], kind=RunConfig), field).num_gpus == 2
+
+
+def test_workers_of_a_cluster_get_what_this_process_has_but_for_what_its_job_gives_them(monkeypatch):
+    for name, value in WORKER_ENV.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert _worker_env() == {**WORKER_ENV, "OMP_NUM_THREADS": "8"}
+    job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert set(_worker_env()) == set(WORKER_ENV) - {"OMP_NUM_THREADS"}

@@ -18,9 +18,9 @@ from runs import DMD2, PD, THREE_SOURCES, kill, processes, small_run, when
 from started import alive, distilling, free_port, until
 
 from ddil_ray.config import to_yaml
+from ddil_ray.config.places import anchored
 from ddil_ray.errors import ConfigError, RunStoppedError
 from ddil_ray.runtime.admission import Stream
-from ddil_ray.runtime.context import anchored
 from ddil_ray.runtime.run import distill, resumed_config
 from ddil_ray.runtime.stages import stream_plan
 from ddil_ray.runtime.storage import CheckpointStore

@@ -65,6 +65,15 @@ def test_what_cannot_be_a_size_is_one_message_and_exit_code_two(capsys, tmp_path
     assert not (tmp_path / "scale").exists()
 
 
+def test_a_run_folder_that_cannot_be_written_is_one_message_and_exit_code_two(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(small_run()))
+    (tmp_path / "scale").write_text("no folder")
+    code, _, err = _run(capsys, "scale", tmp_path, "student_rollouts=2")
+    assert code == 2
+    assert "can be read and written" in err
+    assert "must be able to write there" in err
+
+
 def test_what_is_no_run_is_one_message_and_exit_code_two(capsys):
     code, _, err = _run(capsys, "scale", "/nowhere/run", "student_rollouts=2")
     assert code == 2

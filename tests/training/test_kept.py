@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import fsspec
 import pytest
 import torch
 from runs import PD, small_run
 
+from ddil_ray.diffusion.schedule import RectifiedFlow
 from ddil_ray.errors import ConfigError
 from ddil_ray.folder import write_whole
 from ddil_ray.states.batch import Origin, StateBatch
@@ -106,11 +109,13 @@ def test_another_teacher_or_setting_has_other_files(tmp_path):
     for parameter in other.network.parameters():
         parameter.data.mul_(1.01)
     moved = _Maker(recipe, teacher=other)
+    shifted = replace(recipe.load_teacher().copy(), schedule=RectifiedFlow(3.0))
+    rescheduled = _Maker(recipe, teacher=shifted)
     names = set()
-    for one, maker in ((recipe, make), (stronger, make), (recipe, moved)):
+    for one, maker in ((recipe, make), (stronger, make), (recipe, moved), (recipe, rescheduled)):
         kept = kept_blocks(one, Origin.TEACHER, maker.conditions, folder=str(tmp_path))
         names |= {kept._name(phase, maker.expert) for phase in range(2)}
-    assert len(names) == 6
+    assert len(names) == 8
 
 
 def test_data_at_another_place_are_other_data_and_a_teacher_at_another_place_is_not():

@@ -48,6 +48,34 @@ def test_forward_only_priors_are_the_base_method_bit_for_bit(name):
     assert _losses(distill_inline(recipe))[:50] == base
 
 
+@pytest.mark.parametrize("workers", [4, [1, 2]])
+def test_one_process_takes_whole_batches_whatever_the_number_of_workers(workers):
+    alone, told = (distill_inline(Recipe(small_run(trainer={"num_workers": n}))) for n in (1, workers))
+    assert _losses(told) == _losses(alone)
+
+
+def test_dropout_follows_the_seed_and_leaves_torchs_own_numbers_alone():
+    config = small_run(
+        teacher={"model": "builtin:digits"}, trainer={"steps": 6}, student={"lora": {"rank": 4, "dropout": 0.5}}
+    )
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        runs.append(_losses(distill_inline(Recipe(config))))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert runs[0] == runs[1]
+
+
+def test_the_student_is_rolled_out_as_rounded_as_it_would_travel():
+    changes = {"states": {"student": 1.0, "forward": 0.0}, "tracking": {"log_every": 1}}
+    exact, rounded = (
+        _losses(distill_inline(Recipe(small_run(sync={"dtype": dtype}, **changes)))) for dtype in ("fp32", "bf16")
+    )
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_source_reaches_training_in_its_share(name):
     states = {"forward": 0.25, "student": 0.25, "teacher": 0.25, "mixed": 0.25}

@@ -156,6 +156,7 @@ def test_more_steps_than_the_teacher_has_timesteps_are_refused(changes, expected
     ("teacher", "expected"),
     [
         ({"weights": "/nowhere.safetensors"}, "`teacher.weights` must be left out for a pipeline.*nowhere"),
+        ({"guidance": None, "guidance_rescale": 0.7}, "`teacher.guidance_rescale` must be 0 .* not guided, but is 0.7"),
         ({"negative_prompt": "rain"}, "`teacher.negative_prompt` must be left out .* not asked by text, but is 'rain'"),
     ],
 )

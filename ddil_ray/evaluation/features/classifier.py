@@ -73,7 +73,7 @@ def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> Featu
     shrink = max(height, width) > _LARGEST
     size = _LARGEST if shrink else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = _Classifier(channels, task.outputs if task else 1, shrink=shrink)
         if task is None:
             return FeatureNetwork(network.body.eval(), "64 features of a random convolutional network", size)
