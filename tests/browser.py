@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 __all__ = ["Seen", "browser_command", "look"]
 
@@ -74,8 +75,10 @@ def _browser():
             address = next(line for line in process.stderr if "DevTools listening on" in line)
             yield int(address.rpartition("127.0.0.1:")[2].partition("/")[0])
         finally:
+            others = psutil.Process(process.pid).children(recursive=True)  # which write into the profile to their end
             process.terminate()
             process.wait(30)
+            psutil.wait_procs(others, 10)
             process.stderr.close()
 
 

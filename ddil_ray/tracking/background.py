@@ -69,7 +69,8 @@ class BackgroundTracker:
         self._state["sent"] = min(int(self._state.get("sent", 0)), written)  # the journal may be an older copy
         self._wake, self._left = threading.Event(), threading.Event()
         self._ending: tuple[str, Sequence[Path]] | None = None
-        self._opened, self._closed, self._failures, self._failed_at_end = False, False, 0, False
+        self._opened, self._closed, self._failed_closing, self._failures = False, False, False, 0
+        self._closing_since: float | None = None
         self._left_at = self._close_s = math.inf
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
@@ -98,34 +99,36 @@ class BackgroundTracker:
     def _run(self) -> None:
         while not (self._left.is_set() or self._closed or self._lost()):
             ending = self._ending  # read first: whatever is journalled before it is sent before the close
-            began = time.monotonic()
+            self._closing_since = None
             try:
                 self._send()
                 if ending is not None and not self._lost():
                     self._close(*ending)
                 self._failures = 0
             except Exception as error:  # a tracker may fail in any way; training goes on
-                self._failed(error, began, at_end=ending is not None)
+                self._failed(error)
             if self._ending is None:
                 self._wake.wait(min(_LONGEST_PAUSE_S, _POLL_S * 2**self._failures))
             elif self._failures:
                 self._left.wait(_POLL_S)
 
     def _close(self, status: str, files: Sequence[Path]) -> None:
-        if not self._failed_at_end:  # it answers, whatever it did before
-            self._left_at = max(self._left_at, time.monotonic() + self._close_s)
+        self._closing_since = time.monotonic()
+        if not self._failed_closing:  # it answers, whatever it did before
+            self._left_at = max(self._left_at, self._closing_since + self._close_s)
         self.tracker.close(status, files)
         self._closed = True
 
-    def _failed(self, error: Exception, began: float, *, at_end: bool) -> None:
-        """What was begun then is made again, and takes as long again where it works."""
+    def _failed(self, error: Exception) -> None:
+        """What failed is made again; closing takes as long again where it works."""
         if self._failures == 0:
             _log.warning("Tracking failed and will be tried again: %s", first_line(error))
         self._failures += 1
         self._opened = False  # its run may be gone
-        if at_end and not self._failed_at_end:
-            self._failed_at_end, now = True, time.monotonic()
-            self._left_at = min(self._left_at, now + (now - began) + self.timeout_s)
+        if self._ending is not None:
+            now, since = time.monotonic(), self._closing_since
+            self._left_at = min(self._left_at, now + self.timeout_s + (now - since if since is not None else 0.0))
+            self._failed_closing = self._failed_closing or since is not None
 
     def _send(self) -> None:
         if not self._opened:

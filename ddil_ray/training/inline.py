@@ -54,7 +54,7 @@ class _InlineHooks:
     maker: StateMaker
     expert: Expert
     student_becomes_teacher: bool
-    float32_as: torch.dtype
+    float32_as: torch.dtype = torch.float32
     """What float32 weights of the student are rounded to on their way."""
     records: list[dict[str, float]] = field(default_factory=list)
     monitor: _Monitor | None = None
