@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import CosineVP, NoiseSchedule, levels
 from ddil_ray.models.model import DiffusionModel
+from ddil_ray.seeded import seeded
 
 __all__ = ["GaussianDenoiser", "MixtureDenoiser", "TinyNetwork", "tiny_model"]
 
@@ -90,7 +91,6 @@ class TinyNetwork(nn.Module):
 
 def tiny_model() -> DiffusionModel:
     """A class-conditional model of 8 x 8 digits with fixed random weights; give it as `ddil_ray.testing:tiny_model`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         network = TinyNetwork((1, 8, 8), conditions=11)
     return DiffusionModel(network, Prediction.V, CosineVP(), (1, 8, 8), num_conditions=11, null_cond=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
@@ -10,7 +11,17 @@ from ddil_ray.config.groups import Data
 from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Positive, Seed, Width
 from ddil_ray.config.places import Place
 
-__all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer"]
+__all__ = ["Fit", "Schedule", "TeacherConfig", "TeacherTrainer", "check_at_most_last"]
+
+
+def check_at_most_last(name: str, number: int, channels: Sequence[int]) -> None:
+    """Check a setting of attention, which is where channels are the last.
+
+    Raises:
+        ValueError: more than these.
+    """
+    if number > channels[-1]:
+        raise ValueError(f"{name} must be at most the last of block_out_channels, {channels[-1]}, but is {number}")
 
 
 class Network(Group):
@@ -23,11 +34,7 @@ class Network(Group):
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Network:
-        if self.attention_head_dim > self.block_out_channels[-1]:
-            raise ValueError(
-                f"attention_head_dim must be at most the last of block_out_channels, {self.block_out_channels[-1]}, "
-                f"but is {self.attention_head_dim}"
-            )
+        check_at_most_last("attention_head_dim", self.attention_head_dim, self.block_out_channels)
         return self
 
 

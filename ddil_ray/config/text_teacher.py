@@ -11,7 +11,7 @@ from ddil_ray.config.kinds import Count, Depth, Fraction, Group, NonNegative, Po
 from ddil_ray.config.load import ConfigTree
 from ddil_ray.config.places import Place
 from ddil_ray.config.prepare import PrepareData
-from ddil_ray.config.teacher import Fit, Schedule, TeacherConfig, TeacherTrainer
+from ddil_ray.config.teacher import Fit, Schedule, TeacherConfig, TeacherTrainer, check_at_most_last
 
 __all__ = ["Autoencoder", "Text", "TextTeacherConfig", "TextTeacherNetwork", "load_teacher_config", "teacher_config"]
 
@@ -59,11 +59,7 @@ class TextTeacherNetwork(Group):
 
     @model_validator(mode="after")
     def _fills_heads(self) -> TextTeacherNetwork:
-        if self.attention_heads > self.block_out_channels[-1]:
-            raise ValueError(
-                f"attention_heads must be at most the last of block_out_channels, {self.block_out_channels[-1]}, but "
-                f"is {self.attention_heads}"
-            )
+        check_at_most_last("attention_heads", self.attention_heads, self.block_out_channels)
         return self
 
 

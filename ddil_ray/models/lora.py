@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.models.model import DiffusionModel
+from ddil_ray.seeded import seeded
 from ddil_ray.trained import is_adapted, set_trainable, share_network
 
 __all__ = ["TARGETS", "Lora", "adapted", "fused", "save_lora"]
@@ -69,8 +69,7 @@ def adapted(model: DiffusionModel, lora: Lora) -> DiffusionModel:
         lora_dropout=lora.dropout,
         target_modules=targets,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         try:
             inject_adapter_in_model(config, _root(network))
         except ValueError as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.diffusion.schedule import CosineVP
 from ddil_ray.models.model import DiffusionModel
+from ddil_ray.seeded import seeded
 
 __all__ = ["digits_teacher", "new_model"]
 
@@ -62,8 +63,7 @@ class Perceptron(nn.Module):
 
 def new_model() -> DiffusionModel:
     """An untrained model, weights from a fixed seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         network = Perceptron()
     return DiffusionModel(
         network,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddil_ray.seeded import seeded
+
 __all__ = ["Critic", "DiscriminatorHead"]
 
 _SMALLEST = 4
@@ -85,8 +87,7 @@ class Critic(nn.Module):
         if layer is not None:
             assert example is not None
             network.get_submodule(layer).register_forward_hook(self._keep)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)  # the same head on every rank
+            with torch.no_grad(), seeded(0):  # the same head on every rank
                 network(*example)
                 self.head = DiscriminatorHead(tuple(self._taken().shape[1:])).to(example[0].device)
 

@@ -107,13 +107,14 @@ def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: no run there, overrides change what it is, or a secret is not given again: names all of them.
     """
-    parent, slash, name = run_dir.rstrip("/").rpartition("/")
-    if not holds(run_dir.rstrip("/"), "config.yaml"):
+    url = run_dir.rstrip("/")
+    parent, slash, name = url.rpartition("/")
+    if not holds(url, "config.yaml"):
         raise ConfigError(
             f"`--resume` must be the folder of a run that has begun, but {run_dir} has no config.yaml. Check the path; "
             "a run that has not begun is started by its config."
         )
-    config_file = f"{run_dir.rstrip('/')}/config.yaml"
+    config_file = f"{url}/config.yaml"
     before = load_config(config_file, kind=RunConfig)
     place = [f"output={json.dumps(parent or slash or '.')}", f"name={json.dumps(name)}"]
     config = load_config(config_file, [*overrides, *place], kind=RunConfig)

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
 from ddil_ray.data import ImageData
 from ddil_ray.evaluation.features.network import FeatureNetwork
+from ddil_ray.seeded import seeded
 
 __all__ = ["train_features"]
 
@@ -72,8 +73,7 @@ def train_features(data: ImageData, *, epochs: int = 15, seed: int = 0) -> Featu
     task, (channels, height, width) = _task(data), data.images.shape[1:]
     shrink = max(height, width) > _LARGEST
     size = _LARGEST if shrink else None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = _Classifier(channels, task.outputs if task else 1, shrink=shrink)
         if task is None:
             return FeatureNetwork(network.body.eval(), "64 features of a random convolutional network", size)
