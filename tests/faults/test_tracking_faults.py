@@ -346,7 +346,7 @@ def test_a_process_that_lost_its_run_sends_closes_and_remembers_nothing_more(tmp
         commit="abc",
     )
     loser.start()
-    _until(lambda: loser._opened)
+    _until(lambda: "run_id" in (folder.local / "tracking.json").read_text())
     folder.others = True
     (folder.local / "tracking.json").write_text("the winner's")
     Journal(folder.local / "metrics.jsonl").append([_record(0)])

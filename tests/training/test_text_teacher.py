@@ -38,10 +38,11 @@ def source(tmp_path_factory):
 
 
 def config(source, **changes):
+    """A teacher that learns the two colours whatever its seed is: of 12 seeds the worst reached 0.77 below."""
     tree = {
         "kind": "text-to-image", "name": "squares", "image_size": 8, "data": {"source": str(source)},
         "autoencoder": {
-            "block_out_channels": [8, 8], "latent_channels": 2, "norm_num_groups": 4, "steps": 60, "batch_size": 8,
+            "block_out_channels": [16, 16], "latent_channels": 2, "norm_num_groups": 4, "steps": 100, "batch_size": 8,
             "lr": 1e-2, "ema_decay": 0.8,
         },
         "text": {"length": 8, "width": 16, "layers": 1, "heads": 2},
@@ -80,7 +81,7 @@ def test_one_is_told_how_good_the_autoencoder_is_and_how_training_goes(trained):
     _, said, records = trained
     assert "16 images" in said[0]
     assert "dB" in said[1]
-    assert [r["step"] for r in records] == [50, 60, 50, 100, 150]
+    assert [r["step"] for r in records] == [50, 100, 50, 100, 150]
     assert records[-1]["loss"] < records[2]["loss"]
 
 
