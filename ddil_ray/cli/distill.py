@@ -115,7 +115,7 @@ def _goes_on(run: RunConfig, *, wait: bool) -> bool:
 def plan_of(recipe: Any) -> dict[str, Any]:
     """What the run would do, after all its checks."""
     from ddil_ray.evaluation import check_instruments
-    from ddil_ray.runtime.cluster import demands
+    from ddil_ray.runtime.demands import demands
 
     made = recipe.ingredients()
     if recipe.config.evaluation.enabled:

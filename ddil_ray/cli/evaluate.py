@@ -89,7 +89,8 @@ def measure(
     from ddil_ray.models.match import load_measured
     from ddil_ray.report import write_page
     from ddil_ray.results import measured_parts, new_benchmark, save_grids, score_parts, teacher_samplers
-    from ddil_ray.runtime.cluster import connected, evaluation_role
+    from ddil_ray.runtime.cluster import connected
+    from ddil_ray.runtime.fits import evaluation_role
     from ddil_ray.training.recipe import Recipe
 
     recipe = Recipe(config)

@@ -16,7 +16,7 @@ def memory_of(recipe: Any, made: Any) -> dict[str, Any]:
     """What the run would hold, GPUs that torch sees here given to the roles that ask for some."""
     import torch
 
-    from ddil_ray.runtime.cluster import demands, evaluation_demand
+    from ddil_ray.runtime.demands import demands, evaluation_demand
     from ddil_ray.training.memory import estimate, shared_bytes
 
     visible = range(torch.cuda.device_count())

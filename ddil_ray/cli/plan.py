@@ -123,12 +123,14 @@ def _cluster(config: Any) -> str | None:
         return None
     import ray
 
-    from ddil_ray.runtime.cluster import check_fits, connected, with_gpu_shares
+    from ddil_ray.runtime.cluster import connected
+    from ddil_ray.runtime.fits import check_fits, total, with_gpu_shares
 
     with connected(config):
-        resources = ray.cluster_resources()
+        nodes = ray.nodes()
+    resources = total(nodes)
     try:
-        check_fits(with_gpu_shares(config, gpus=resources.get("GPU", 0.0)), resources)
+        check_fits(with_gpu_shares(config, gpus=resources.get("GPU", 0.0)), nodes)
     except ConfigError as error:
         return str(error)
     return f"The cluster has them: {resources.get('CPU', 0.0):g} CPUs, {resources.get('GPU', 0.0):g} GPUs."

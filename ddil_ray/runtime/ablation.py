@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ddil_ray.factory import allow_code, code_allowed
 from ddil_ray.folder import environment, write_json
 from ddil_ray.redact import redacted
 from ddil_ray.runtime.cluster import ray_session
+from ddil_ray.runtime.fits import room
 from ddil_ray.tracking import View
 
 __all__ = ["ablate", "run_grid", "workers_that_fit"]
@@ -98,18 +99,20 @@ class _Worker:
         return self._workbench.run(run)
 
 
-def workers_that_fit(resources: RunResources, cluster: dict[str, float]) -> int:
-    """How many runs can go at once.
+def workers_that_fit(resources: RunResources, nodes: Sequence[Mapping[str, Any]]) -> int:
+    """How many runs can go at once on `nodes`, as `ray.nodes()` gives them.
 
     Raises:
         ConfigError: none.
     """
-    needed = {"CPU": resources.num_cpus, "GPU": resources.num_gpus}
-    fit = min(int(cluster.get(kind, 0.0) / amount + 1e-9) for kind, amount in needed.items() if amount > 0)
+    fit = room(nodes, {"CPU": resources.num_cpus, "GPU": resources.num_gpus})
     if fit < 1:
+        has = [node["Resources"] for node in nodes if node["Alive"]]
+        each = sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in has})
         raise ConfigError(
-            f"`resources` must fit the cluster, but a run needs {resources.num_cpus:g} CPUs and "
-            f"{resources.num_gpus:g} GPUs, and it has {cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g} instead."
+            f"`resources` must fit a node of the cluster, but a run needs {resources.num_cpus:g} CPUs and "
+            f"{resources.num_gpus:g} GPUs, and the nodes have {', '.join(each)} instead. Lower them, or add "
+            "a node."
         )
     return fit
 
@@ -134,7 +137,7 @@ def run_grid(
     """
     import ray
 
-    count = min(len(runs), workers_that_fit(resources, ray.cluster_resources()))
+    count = min(len(runs), workers_that_fit(resources, ray.nodes()))
     kind = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=-1)(_Worker)
     crew = _Crew(runs, count, lambda: kind.remote(resources, code_allowed()))
     try:

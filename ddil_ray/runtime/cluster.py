@@ -1,4 +1,4 @@
-"""Connecting to Ray quietly, and checking that a run fits the cluster before any actor starts."""
+"""Connecting to Ray quietly: to a cluster, or to a local Ray that is started for the command."""
 
 from __future__ import annotations
 
@@ -6,40 +6,17 @@ import json
 import logging
 import os
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
-
-from ddil_ray.config import Role, RunConfig
-from ddil_ray.config.groups import Evaluation, Shift, Trainer
+from ddil_ray.config import RunConfig
 from ddil_ray.errors import ConfigError, RunFailedError, first_line
+from ddil_ray.runtime.demands import at_most, demands, evaluation_demand, pool_roles
 from ddil_ray.runtime.object_store import LEAST_STORE
 from ddil_ray.runtime.signals import handlers_kept
-from ddil_ray.training.recipe import ROLE_OF_ORIGIN, Recipe
 
-__all__ = [
-    "LOCAL_ENV",
-    "WORKER_ENV",
-    "Demand",
-    "check_fits",
-    "check_labels",
-    "connected",
-    "demands",
-    "evaluation_demand",
-    "evaluation_role",
-    "pool_bounds",
-    "pool_roles",
-    "ray_session",
-    "resized",
-    "role_alone",
-    "with_gpu_shares",
-]
-
-R = TypeVar("R", bound=Role)
+__all__ = ["LOCAL_ENV", "WORKER_ENV", "connected", "ray_session"]
 
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
@@ -72,7 +49,7 @@ def connected(config: RunConfig, *, verbose: bool = False, store: Callable[[], i
     Its object store has the bytes that `store` gives, or 512 MiB.
     """
     most = config.model_copy(
-        update={role: _at_most(getattr(config, role)) for role in {*pool_roles(config).values(), "evaluation"}}
+        update={role: at_most(getattr(config, role)) for role in {*pool_roles(config).values(), "evaluation"}}
     )
     cpus = max(sum(d.count * d.cpus for d in rows) for rows in (demands(most), [evaluation_demand(most)]))
     with ray_session(cpus=int(-(-cpus // 1)) + 1, verbose=verbose, store=store):
@@ -162,239 +139,3 @@ def _init(options: Mapping[str, Any], address: str | None) -> None:
             "A local Ray must start within 30 s, which Ray sets, but did not: the machine is too busy, or its disk too "
             "slow. Try again when less runs beside it, or start one with `ray start --head` and set RAY_ADDRESS."
         ) from error
-
-
-def role_alone(name: str, role: R) -> R:
-    """`role`, called `name`, with its share of the connected cluster's GPUs; its actors have it to themselves.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    import ray
-
-    resources = ray.cluster_resources()
-    if role.num_gpus == "auto":
-        role = role.model_copy(update={"num_gpus": _share(role.bounds[0], resources.get("GPU", 0.0))})
-    _check_sum([Demand(name, role.bounds[0], role.num_cpus, role.num_gpus)], resources)
-    _check_named(name, role, resources)
-    _check_nodes(name, role, role.bounds[0], ray.nodes())
-    return role
-
-
-_GROUPS = ("trainer", "forward_states", "student_rollouts", "teacher_rollouts", "labels", "shift")
-"""The config groups that ask for resources."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What one role asks of the cluster at least."""
-
-    role: str
-    count: int
-    cpus: float
-    gpus: float | str
-    """GPUs per actor; "auto" until `with_gpu_shares`."""
-
-
-def demands(config: RunConfig) -> list[Demand]:
-    """Every role that this run starts, at its smallest size."""
-    recipe = Recipe(config)
-    trainer = config.trainer
-    rows = [Demand("trainer", trainer.workers[0], trainer.num_cpus, trainer.num_gpus)]
-    for origin in recipe.priors.origins:
-        role = getattr(config, ROLE_OF_ORIGIN[origin])
-        name = ROLE_OF_ORIGIN[origin] if origin.label != "mixed" else "student_rollouts (mixed)"
-        rows.append(Demand(name, role.bounds[0], role.num_cpus, role.num_gpus))
-        if config.labels.placement == "pool":
-            labels = config.labels
-            rows.append(Demand(f"labels ({origin.label})", labels.bounds[0], labels.num_cpus, labels.num_gpus))
-    if config.shift.enabled:
-        rows.append(Demand("shift", 1, config.shift.num_cpus, config.shift.num_gpus))
-    return rows
-
-
-def _at_most(role: R) -> R:
-    return role.model_copy(update={"num_actors": role.bounds[1]})
-
-
-def pool_roles(config: RunConfig) -> dict[str, str]:
-    """The actor pools of a run, named as in `sizing.py`, and the config group that sizes each."""
-    named = {}
-    for origin in Recipe(config).priors.origins:
-        named[origin.label] = ROLE_OF_ORIGIN[origin]
-        if config.labels.placement == "pool":
-            named[f"labels/{origin.label}"] = "labels"
-    return named
-
-
-def pool_bounds(config: RunConfig) -> dict[str, tuple[int, int]]:
-    """The least and most actors of every pool."""
-    return {pool: getattr(config, role).bounds for pool, role in pool_roles(config).items()}
-
-
-def resized(config: RunConfig, sizes: Mapping[str, Any]) -> RunConfig:
-    """The config with other `num_actors` of some roles, by role.
-
-    Raises:
-        ConfigError: not a role whose actors run while the student trains, or not a number of actors.
-    """
-    roles = sorted(set(pool_roles(config).values()))
-    for role, size in sizes.items():
-        if role not in roles:
-            raise ConfigError(
-                f"ROLE must be one that has actors while this run trains, {', '.join(roles)}, but is {role!r} instead."
-            )
-        try:
-            group = type(getattr(config, role)).model_validate({**dict(getattr(config, role)), "num_actors": size})
-        except ValidationError as error:
-            raise ConfigError(
-                f"`{role}` must be a number of actors, or [min, max] to scale between, but is {size!r} instead."
-            ) from error
-        config = config.model_copy(update={role: group})
-    return config
-
-
-def with_gpu_shares(config: RunConfig, *, gpus: float) -> RunConfig:
-    """The config with every `num_gpus: auto` made a number: a whole GPU each, equal shares of few, or 0 without any.
-
-    Workers that exchange parts of networks get whole ones, where one is left for the other roles.
-    """
-    trainer = config.trainer
-    if trainer.exchanges_parts and trainer.num_gpus == "auto" and gpus > trainer.workers[0]:
-        config = config.model_copy(update={"trainer": trainer.model_copy(update={"num_gpus": 1.0})})
-    asking = sum(d.count for d in demands(config) if d.gpus == "auto")
-    fixed = sum(d.count * float(d.gpus) for d in demands(config) if d.gpus != "auto")
-    share = _share(asking, gpus - fixed)
-    update = {}
-    for name in _GROUPS:
-        role = getattr(config, name)
-        if role.num_gpus == "auto":
-            update[name] = role.model_copy(update={"num_gpus": share})
-    if (e := config.evaluation).num_gpus == "auto":  # it runs alone, when training has ended
-        update["evaluation"] = e.model_copy(update={"num_gpus": _share(e.bounds[0], gpus)})
-    return config.model_copy(update=update)
-
-
-def _share(actors: int, gpus: float) -> float:
-    """The largest share, in hundredths, that `actors` can have so that whole numbers of them fit each GPU."""
-    if actors == 0 or gpus <= 0:
-        return 0.0
-    if gpus < 1:
-        return int(gpus / actors * 100) / 100
-    return int(100 / max(1, -(-actors // int(gpus)))) / 100
-
-
-def check_fits(config: RunConfig, resources: dict[str, float]) -> None:
-    """Compare what the run needs at least with what the cluster has.
-
-    Raises:
-        ConfigError: it would wait for ever, where the message lists every role, or workers that keep parts of networks
-            would share GPUs.
-    """
-    _check_exchange(config.trainer)
-    _check_sum(demands(config), resources)
-    for name in _GROUPS:
-        _check_named(name, getattr(config, name), resources)
-    if config.evaluation.enabled:
-        _check_evaluation(config, resources)
-
-
-def _check_exchange(trainer: Trainer) -> None:
-    if trainer.exchanges_parts and 0 < float(trainer.num_gpus) < 1:
-        raise ConfigError(
-            f"`trainer.num_gpus` must be whole where `trainer.parallel` is fsdp, as NCCL refuses workers that share a "
-            f"GPU, but is {float(trainer.num_gpus):g} instead, a share of the few that the cluster has. Set "
-            "`trainer.num_gpus=1` and other roles' `num_gpus=0`, lower `trainer.num_workers`, or add GPUs."
-        )
-
-
-def check_labels(config: RunConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """See that the nodes with the labels that a role asks for hold its actors.
-
-    Args:
-        config: the run, `num_gpus` in numbers.
-        nodes: what `ray.nodes()` gives.
-
-    Raises:
-        ConfigError: it would wait for ever.
-    """
-    counts: Counter[str] = Counter()
-    for demand in [*demands(config), *([evaluation_demand(config)] if config.evaluation.enabled else [])]:
-        counts[demand.role.partition(" (")[0]] += demand.count
-    for name, count in counts.items():
-        _check_nodes(name, getattr(config, name), count, nodes)
-
-
-def _check_nodes(name: str, role: Role | Shift | Trainer, count: int, nodes: Sequence[Mapping[str, Any]]) -> None:
-    selector, alive = role.label_selector, [node for node in nodes if node["Alive"]]
-    if not selector:
-        return
-    chosen = [n for n in alive if all(_matches(value, n["Labels"].get(key)) for key, value in selector.items())]
-    if not chosen:
-        known = sorted({f"{k}={v}" for n in alive for k, v in n["Labels"].items() if k != "ray.io/node-id"})
-        raise ConfigError(
-            f"`{name}.label_selector` must select a node of the cluster, but {_written(selector)} selects none. Labels "
-            f"there: {', '.join(known) or 'none'}. Start nodes with `ray start --labels`, or change it."
-        )
-    for kind, each in (("CPU", role.num_cpus), ("GPU", float(role.num_gpus))):
-        fit = sum(int((n["Resources"].get(kind, 0.0) + 1e-9) // each) for n in chosen) if each else count
-        if fit < count:
-            raise ConfigError(
-                f"`{name}` must fit the nodes that {_written(selector)} selects, but they hold {fit} of its {count} "
-                f"actors of {each:g} {kind}s. Lower `{name}`'s number or `num_{kind.lower()}s`, or add nodes."
-            )
-
-
-def _matches(value: str, label: str | None) -> bool:
-    """Whether a node with this label, or None without one, is selected; as Ray does."""
-    wanted = value.removeprefix("!")
-    members = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
-    return (label in [member.strip() for member in members]) != value.startswith("!")
-
-
-def _written(selector: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in selector.items())
-
-
-def evaluation_role(config: RunConfig) -> Evaluation:
-    """The actors that measure, with their share of the connected cluster's GPUs; they have it to themselves.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    return role_alone("evaluation", config.evaluation)
-
-
-def _check_evaluation(config: RunConfig, resources: dict[str, float]) -> None:
-    _check_sum([evaluation_demand(config)], resources)
-    _check_named("evaluation", config.evaluation, resources)
-
-
-def evaluation_demand(config: RunConfig) -> Demand:
-    """What evaluation asks for, alone when training has ended."""
-    e = config.evaluation
-    return Demand("evaluation", e.bounds[0], e.num_cpus, e.num_gpus)
-
-
-def _check_sum(rows: list[Demand], resources: dict[str, float]) -> None:
-    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
-        needed = sum(d.count * float(getattr(d, key)) for d in rows)
-        has = resources.get(kind, 0.0)
-        if needed > has + 1e-9:
-            table = ", ".join(f"{d.role} {d.count} x {float(getattr(d, key)):g}" for d in rows)
-            raise ConfigError(
-                f"The roles must fit the cluster, but need {needed:g} {kind}s and it has {has:g} instead ({table}). "
-                f"Lower `num_actors`, `num_workers` or `num_{key}` of a role, or add nodes."
-            )
-
-
-def _check_named(name: str, role: Role | Shift | Trainer, resources: dict[str, float]) -> None:
-    wanted = dict(role.resources)
-    if role.accelerator_type:
-        wanted[f"accelerator_type:{role.accelerator_type}"] = 0.001
-    for resource, amount in wanted.items():
-        if resources.get(resource, 0.0) < amount:
-            raise ConfigError(
-                f"`{name}` must ask for resources that the cluster has, but {resource!r} is not among "
-                f"{', '.join(sorted(k for k in resources if not k.startswith('node:')))}."
-            )

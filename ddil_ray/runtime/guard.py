@@ -22,8 +22,8 @@ import ray
 import torch
 
 from ddil_ray.errors import DdilError, first_line, what_was_raised
-from ddil_ray.runtime.cluster import pool_roles
 from ddil_ray.runtime.context import Columns, RunContext, build_stage
+from ddil_ray.runtime.demands import pool_roles
 from ddil_ray.runtime.health import Newcomer
 from ddil_ray.runtime.logs import name_logs
 from ddil_ray.runtime.watchdog import Watchdog

@@ -12,7 +12,8 @@ import torch
 from ddil_ray.config import Role
 from ddil_ray.errors import RunFailedError, first_line
 from ddil_ray.prepare import Execute, Job, Summary, begin, fill, stages, summary
-from ddil_ray.runtime.cluster import ray_session, role_alone
+from ddil_ray.runtime.cluster import ray_session
+from ddil_ray.runtime.fits import role_alone
 from ddil_ray.storage import of_storage
 from ddil_ray.tracking import View
 

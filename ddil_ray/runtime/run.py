@@ -22,7 +22,9 @@ from ddil_ray.evaluation import check_instruments
 from ddil_ray.factory import code_allowed
 from ddil_ray.folder import RunFolder, environment, write_json, write_whole
 from ddil_ray.models import DiffusionModel
-from ddil_ray.runtime.cluster import check_fits, check_labels, connected, pool_bounds, with_gpu_shares
+from ddil_ray.runtime.cluster import connected
+from ddil_ray.runtime.demands import pool_bounds
+from ddil_ray.runtime.fits import check_fits, total, with_gpu_shares
 from ddil_ray.runtime.lock import RunLock
 from ddil_ray.runtime.logs import name_logs
 from ddil_ray.runtime.metrics import RunMetrics
@@ -196,10 +198,9 @@ def _fitted(config: RunConfig) -> Recipe:
     """The run with its share of the connected cluster's GPUs, which it fits."""
     import ray
 
-    resources = ray.cluster_resources()
-    shared = with_gpu_shares(config, gpus=resources.get("GPU", 0.0))
-    check_fits(shared, resources)
-    check_labels(shared, ray.nodes())
+    nodes = ray.nodes()
+    shared = with_gpu_shares(config, gpus=total(nodes).get("GPU", 0.0))
+    check_fits(shared, nodes)
     return Recipe(shared)
 
 

@@ -17,7 +17,8 @@ from ddil_ray.config import RunConfig, load_config
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.folder import RunFolder, using, write_whole
 from ddil_ray.places import check_url
-from ddil_ray.runtime.cluster import check_fits, check_labels, pool_bounds, pool_roles, resized
+from ddil_ray.runtime.demands import pool_bounds, pool_roles, resized
+from ddil_ray.runtime.fits import check_fits
 from ddil_ray.storage import open_url
 
 __all__ = ["Requests", "Scaling", "scale"]
@@ -152,8 +153,7 @@ class Scaling:
 
         try:
             config = resized(self._config, sizes)
-            check_fits(config, ray.cluster_resources())
-            check_labels(config, ray.nodes())
+            check_fits(config, ray.nodes())
         except ConfigError as error:
             return {"error": str(error)}
         try:

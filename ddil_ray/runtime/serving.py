@@ -40,7 +40,8 @@ from starlette.responses import JSONResponse, Response
 
 from ddil_ray.config import Role
 from ddil_ray.errors import ConfigError, RunFailedError, first_line, last_line
-from ddil_ray.runtime.cluster import ray_session, role_alone
+from ddil_ray.runtime.cluster import ray_session
+from ddil_ray.runtime.fits import role_alone
 from ddil_ray.serving import MOST_BYTES, Ask, Studio
 
 __all__ = ["Application", "Served", "StudentServer", "serving"]

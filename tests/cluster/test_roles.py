@@ -15,7 +15,8 @@ from ray.util import accelerators
 
 from ddil_ray.config import load_config
 from ddil_ray.errors import ConfigError
-from ddil_ray.runtime.cluster import check_fits, check_labels, pool_roles, resized
+from ddil_ray.runtime.demands import pool_roles, resized
+from ddil_ray.runtime.fits import check_fits
 
 ALL = ["base", "job", "kueue", "aws", "gcp", "slurm", "skypilot"]
 AUTOSCALED = ["base", "job", "aws", "gcp"]
@@ -39,20 +40,11 @@ def at_size(config, end):
     return resized(config, {role: getattr(config, role).bounds[end] for role in pool_roles(config).values()})
 
 
-def admit(config, nodes):
-    """What a run does before it starts."""
-    total = Counter()
-    for node in nodes:
-        total.update(node["Resources"])
-    check_fits(config, dict(total))
-    check_labels(config, nodes)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_finds_room_on_the_least_nodes_by_its_own_checks(name):
     made = artefact(name)
     nodes = [node for pool in made.pools for node in pool.nodes(pool.least)]
-    admit(made.config, nodes)
+    check_fits(made.config, nodes)
 
 
 @pytest.mark.parametrize("name", AUTOSCALED)
@@ -61,7 +53,7 @@ def test_one_node_less_is_refused_so_no_pool_may_start_smaller(name):
     for short in made.pools:
         nodes = [n for pool in made.pools for n in pool.nodes(pool.least - (pool is short))]
         with pytest.raises(ConfigError, match=r"The roles must fit the cluster|must select a node of the cluster"):
-            admit(made.config, nodes)
+            check_fits(made.config, nodes)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -99,12 +91,12 @@ def test_the_nodes_of_one_machine_hold_the_roles_of_their_preset_at_most_too():
     nodes = [node for name in names.split() for node in Pool({"pool": name}, 1, 1, float(cpus), 1, "").nodes(1)]
     config = load_config("pools/digits")
     for end in (0, 1):
-        admit(at_size(config, end), nodes)
+        check_fits(at_size(config, end), nodes)
         gpus, used = asked(config, end)
         assert max(gpus.values()) <= 1
         assert max(used.values()) <= float(cpus)
     with pytest.raises(ConfigError, match="The roles must fit the cluster"):
-        admit(config, nodes[:1])
+        check_fits(config, nodes[:1])
 
 
 def test_no_role_names_an_accelerator_that_an_autoscaler_would_not_know():
@@ -124,4 +116,4 @@ def test_a_pool_of_other_nodes_would_be_noticed():
     ):
         nodes = [node for pool in wrong for node in pool.nodes(pool.least)]
         with pytest.raises(ConfigError):
-            admit(made.config, nodes)
+            check_fits(made.config, nodes)

@@ -168,8 +168,18 @@ def test_bad_combinations_are_known_before_ray_starts(spec, tmp_path):
     assert not Path(tmp_path, "out", "runs").exists()
 
 
+def _node(cpus, gpus=0.0):
+    return {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}, "Labels": {}}
+
+
 def test_as_many_runs_go_at_once_as_fit():
-    assert workers_that_fit(RunResources(num_cpus=2), {"CPU": 7.0}) == 3
-    assert workers_that_fit(RunResources(num_cpus=1, num_gpus=0.25), {"CPU": 16.0, "GPU": 1.0}) == 4
-    with pytest.raises(ConfigError, match=r"`resources` must fit the cluster.*1 CPUs and 1 GPUs.*4 and 0 instead"):
-        workers_that_fit(RunResources(num_gpus=1), {"CPU": 4.0})
+    assert workers_that_fit(RunResources(num_cpus=2), [_node(7.0)]) == 3
+    assert workers_that_fit(RunResources(num_cpus=1, num_gpus=0.25), [_node(16.0, 1.0)]) == 4
+    refused = r"`resources` must fit a node.*1 CPUs and 1 GPUs.*the nodes have 4 and 0 instead"
+    with pytest.raises(ConfigError, match=refused):
+        workers_that_fit(RunResources(num_gpus=1), [_node(4.0)])
+
+
+def test_a_run_that_fits_the_sum_of_nodes_but_none_of_them_is_refused_and_not_waited_for():
+    with pytest.raises(ConfigError, match=r"needs 6 CPUs and 0 GPUs, and the nodes have 4 and 0 instead"):
+        workers_that_fit(RunResources(num_cpus=6), [_node(4.0), _node(4.0)])

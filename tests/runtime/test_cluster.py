@@ -10,17 +10,14 @@ from runs import THREE_SOURCES, small_run
 
 from ddil_ray.config import RunConfig, load_config
 from ddil_ray.errors import ConfigError, RunFailedError
-from ddil_ray.runtime.cluster import (
-    WORKER_ENV,
-    _worker_env,
-    check_fits,
-    check_labels,
-    demands,
-    pool_bounds,
-    ray_session,
-    resized,
-    with_gpu_shares,
-)
+from ddil_ray.runtime.cluster import WORKER_ENV, _worker_env, ray_session
+from ddil_ray.runtime.demands import demands, pool_bounds, resized
+from ddil_ray.runtime.fits import check_fits, room, with_gpu_shares
+
+
+def _node(cpus=8.0, gpus=0.0, alive=True, resources=None, **labels):
+    has = {"CPU": cpus, "GPU": gpus, **(resources or {})}
+    return {"Alive": alive, "Resources": has, "Labels": {"ray.io/node-id": "0", **labels}}
 
 
 def _gpus(config):
@@ -34,7 +31,7 @@ def test_without_gpus_every_share_is_zero():
 def test_one_gpu_is_shared_evenly():
     config = with_gpu_shares(small_run(states=THREE_SOURCES), gpus=1)
     assert set(_gpus(config).values()) == {0.25}
-    check_fits(config, {"CPU": 8, "GPU": 1})
+    check_fits(config, [_node(8, 1)])
 
 
 def test_enough_gpus_give_a_whole_one_each():
@@ -61,36 +58,36 @@ def test_workers_that_exchange_parts_get_whole_gpus_or_none(gpus, trainer, other
     """Two workers and two other roles: of three GPUs the roles share the third."""
     config = with_gpu_shares(small_run(trainer=PARTS), gpus=gpus)
     assert _gpus(config) == {"trainer": trainer, "forward_states": others, "student_rollouts": others}
-    check_fits(config, {"CPU": 8, "GPU": gpus})
+    check_fits(config, [_node(8, gpus)])
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_workers_that_would_exchange_parts_on_shared_gpus_are_refused(gpus):
     config = with_gpu_shares(small_run(trainer=PARTS), gpus=gpus)
     with pytest.raises(ConfigError, match=r"`trainer.num_gpus` must be whole.*but is 0.(25|5) instead.*Set `trainer"):
-        check_fits(config, {"CPU": 8, "GPU": gpus})
+        check_fits(config, [_node(8, gpus)])
     alone = with_gpu_shares(small_run(trainer={**PARTS, "num_workers": 1}), gpus=gpus)
-    check_fits(alone, {"CPU": 8, "GPU": gpus})  # which has nobody to exchange parts with
-    check_fits(with_gpu_shares(small_run(trainer={"num_workers": 2}), gpus=gpus), {"CPU": 8, "GPU": gpus})
+    check_fits(alone, [_node(8, gpus)])  # which has nobody to exchange parts with
+    check_fits(with_gpu_shares(small_run(trainer={"num_workers": 2}), gpus=gpus), [_node(8, gpus)])
 
 
-@pytest.mark.parametrize(("resources", "expected"), [({"CPU": 2}, "need 3 CPUs and it has 2"), ({}, "it has 0")])
-def test_more_than_the_cluster_has_is_refused_with_every_role(resources, expected):
+@pytest.mark.parametrize(("nodes", "expected"), [([_node(2)], "need 3 CPUs and it has 2"), ([], "it has 0")])
+def test_more_than_the_cluster_has_is_refused_with_every_role(nodes, expected):
     config = with_gpu_shares(small_run(), gpus=0)
     with pytest.raises(ConfigError, match=expected + r".*trainer 1 x 1, forward_states 1 x 1, student_rollouts 1 x 1"):
-        check_fits(config, resources)
+        check_fits(config, nodes)
 
 
 def test_more_gpus_than_the_cluster_has_are_refused():
     config = with_gpu_shares(small_run(trainer={"num_gpus": 4}), gpus=1)
     with pytest.raises(ConfigError, match=r"need 4 GPUs and it has 1 instead"):
-        check_fits(config, {"CPU": 8, "GPU": 1})
+        check_fits(config, [_node(8, 1)])
 
 
 def test_resources_nobody_has_are_refused():
     config = with_gpu_shares(small_run(student_rollouts={"accelerator_type": "H100"}), gpus=0)
     with pytest.raises(ConfigError, match=r"`student_rollouts`.*accelerator_type:H100"):
-        check_fits(config, {"CPU": 8})
+        check_fits(config, [_node(8)])
 
 
 def test_pools_are_counted_per_source():
@@ -103,7 +100,7 @@ def test_measuring_covariate_shift_asks_for_an_actor_of_its_own():
     config = with_gpu_shares(small_run(shift={"enabled": True, "num_cpus": 2}), gpus=1)
     assert _gpus(config) == dict.fromkeys(["trainer", "forward_states", "student_rollouts", "shift"], 0.25)
     with pytest.raises(ConfigError, match=r"need 5 CPUs and it has 4.*shift 1 x 2"):
-        check_fits(config, {"CPU": 4, "GPU": 1})
+        check_fits(config, [_node(4, 1)])
 
 
 def test_actors_that_measure_have_the_cluster_to_themselves():
@@ -112,14 +109,10 @@ def test_actors_that_measure_have_the_cluster_to_themselves():
         with_gpu_shares(config, gpus=1).evaluation.num_gpus == 0.25
     )  # of one GPU, which four training roles share too
     assert with_gpu_shares(config, gpus=8).evaluation.num_gpus == 1.0
-    check_fits(with_gpu_shares(config, gpus=0), {"CPU": 4})  # not the sum of both
+    check_fits(with_gpu_shares(config, gpus=0), [_node(4)])  # not the sum of both
     more = with_gpu_shares(small_run(evaluation={"enabled": True, "num_actors": 6}), gpus=0)
     with pytest.raises(ConfigError, match=r"need 6 CPUs and it has 4 instead \(evaluation 6 x 1\)"):
-        check_fits(more, {"CPU": 4})
-
-
-def _node(cpus=8.0, gpus=0.0, alive=True, **labels):
-    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}, "Labels": {"ray.io/node-id": "0", **labels}}
+        check_fits(more, [_node(4)])
 
 
 @pytest.mark.parametrize(
@@ -138,19 +131,19 @@ def test_a_label_selector_selects_as_ray_does(value, fits):
     config = with_gpu_shares(small_run(student_rollouts={"label_selector": {"pool": value}}), gpus=0)
     nodes = [_node(pool="a")]
     if fits:
-        check_labels(config, nodes)
+        check_fits(config, nodes)
         return
     with pytest.raises(
         ConfigError, match=r"`student_rollouts.label_selector` must select a node.*Labels there: pool=a"
     ):
-        check_labels(config, nodes)
+        check_fits(config, nodes)
 
 
 def test_a_node_without_the_label_is_selected_by_its_absence_alone():
     config = with_gpu_shares(small_run(trainer={"label_selector": {"pool": "!a"}}), gpus=0)
-    check_labels(config, [_node()])
+    check_fits(config, [_node()])
     with pytest.raises(ConfigError, match=r"`trainer.label_selector`"):
-        check_labels(config, [_node(pool="a"), _node(alive=False)])
+        check_fits(config, [_node(pool="a"), _node(alive=False)])
 
 
 @pytest.mark.parametrize(
@@ -159,17 +152,52 @@ def test_a_node_without_the_label_is_selected_by_its_absence_alone():
         ({"num_actors": 3}, [_node(2, pool="a"), _node(9)], "hold 2 of its 3 actors of 1 CPUs"),
         (
             {"num_actors": 2, "num_cpus": 3},
-            [_node(5, pool="a"), _node(1, pool="a")],
+            [_node(5, pool="a"), _node(1, pool="a"), _node(9)],
             "hold 1 of its 2 actors of 3 CPUs",
         ),
-        ({"num_actors": 5, "num_gpus": 0.25}, [_node(9, 1, pool="a")], "hold 4 of its 5 actors of 0.25 GPUs"),
+        (
+            {"num_actors": 5, "num_gpus": 0.25},
+            [_node(9, 1, pool="a"), _node(9, 1)],
+            "hold 4 of its 5 actors of 1 CPUs and 0.25 GPUs",
+        ),
     ],
 )
 def test_more_actors_than_the_selected_nodes_hold_are_refused(role, nodes, expected):
     """Of whole actors: one that needs 3 CPUs fits no node of 1, whatever the cluster has."""
     config = with_gpu_shares(small_run(student_rollouts={"label_selector": {"pool": "a"}, **role}), gpus=0)
     with pytest.raises(ConfigError, match=r"`student_rollouts` must fit the nodes that pool=a selects.*" + expected):
-        check_labels(config, nodes)
+        check_fits(config, nodes)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "nodes", "expected"),
+    [
+        ({"num_cpus": 6}, [_node(4), _node(4), _node(4)], "hold 0 of its 1 actors of 6 CPUs, each on one node"),
+        ({"num_cpus": 4, "num_gpus": 1}, [_node(8), _node(2, 1)], "hold 0 of its 1 actors of 4 CPUs and 1 GPUs"),
+        (
+            {"num_workers": 4, "resources": {"disk": 2}},
+            [_node(resources={"disk": 3}), _node(resources={"disk": 3})],
+            "hold 2 of its 4 actors of 1 CPUs and 2 disk",
+        ),
+    ],
+)
+def test_what_fits_the_sum_but_no_node_is_refused_and_not_waited_for(trainer, nodes, expected):
+    config = with_gpu_shares(small_run(trainer=trainer), gpus=sum(node["Resources"]["GPU"] for node in nodes))
+    with pytest.raises(ConfigError, match="`trainer` must fit the nodes of the cluster, but they " + expected):
+        check_fits(config, nodes)
+    check_fits(config, [*nodes, _node(32, 4, resources={"disk": 8})])
+
+
+def test_nodes_hold_whole_actors():
+    nodes = [_node(7), _node(3, 1), _node(64, 8, alive=False)]
+    assert room(nodes, {"CPU": 2}) == 4
+    assert room(nodes, {"CPU": 0.1, "GPU": 0.25}) == 4
+    assert room(nodes, {"CPU": 2, "GPU": 2}) == 0
+
+
+def test_a_role_that_a_run_does_not_start_asks_for_nothing():
+    config = with_gpu_shares(small_run(teacher_rollouts={"accelerator_type": "H100"}), gpus=0)
+    check_fits(config, [_node(4)])
 
 
 @pytest.mark.parametrize("selector", ["", "-a", "in()", "not a", "in(a", "!!a"])

@@ -9,7 +9,7 @@ from runs import kill, processes, small_run, when
 from ddil_ray.errors import RunFailedError
 from ddil_ray.evaluation import teacher_sampler
 from ddil_ray.results import new_benchmark, teacher_samplers
-from ddil_ray.runtime.cluster import evaluation_role
+from ddil_ray.runtime.fits import evaluation_role
 from ddil_ray.testing import tiny_model
 from ddil_ray.training.recipe import Recipe
 
