@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from signal import SIGTERM
 
 from own_cluster import connected, furthest, one_more_node, run_alone
 from runs import small_run, when
 
-from ddil_ray.errors import RunFailedError
+from ddil_ray.errors import RunFailedError, RunStoppedError
 from ddil_ray.runtime.run import distill
-from ddil_ray.tracking import read_journal
+from ddil_ray.tracking import View, read_journal
 
 
 def main(output: str) -> None:
@@ -66,8 +68,28 @@ def without_room(output: str) -> None:
             Path(output, "found.json").write_text(json.dumps({"message": str(error)}))
 
 
+def elastic_without_room(output: str) -> None:
+    """The nodes of all workers go, of which Ray Train would start with any number; a signal comes when that is told."""
+    trainer = {"steps": 5000, "num_workers": [1, 2], "num_cpus": 1, "resources": {"away": 1}}
+    config = small_run(output=output, trainer=trainer, checkpoint={"every": 20})
+    journal, view = Path(output, config.name, "metrics.jsonl"), View()
+    said: list[str] = []
+    view.say = said.append  # type: ignore[method-assign]
+    with connected(4) as cluster:
+        away = cluster.add_node(num_cpus=2, resources={"away": 2})
+        when(lambda: furthest(journal) >= 40, lambda: cluster.remove_node(away, allow_graceful=False))
+        when(lambda: any("No trainer has run" in text for text in said), lambda: os.kill(os.getpid(), SIGTERM))
+        try:
+            distill(config, view=view)
+        except RunStoppedError as error:
+            found = {"message": str(error), "said": said, "furthest": furthest(journal)}
+            Path(output, "found.json").write_text(json.dumps(found))
+
+
 if __name__ == "__main__":
     if sys.argv[2:] == ["without room"]:
         run_alone(without_room, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="5")  # of 60: Ray Train tries again and again
+    elif sys.argv[2:] == ["elastic"]:
+        run_alone(elastic_without_room)
     else:
         run_alone(main)

@@ -11,10 +11,11 @@ die itself: Ray starts it again, calls under way are repeated, and rank 0, which
 | every rank | wish(step), request_save, log, tell | nothing |
 | state and label actors | plan_of, admit | the trainer to begin; phase, weights and credit of their block |
 | | joined, last_words, fail | nothing |
-| Ray Train's controller, readers | failure, standing | nothing |
+| Ray Train's controller | incarnation, look | nothing |
+| readers of streams | standing | nothing |
 | monitor | to_measure, push | weights that are due (`Cadence`), or the end |
 | streams' executors | pool_sizes, cannot_resize | nothing |
-| driver | drain, failure, trainer_words, request_stop, training_ended, resize | nothing |
+| driver | drain, failure, idle_s, trainer_words, request_stop, training_ended, resize | nothing |
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import ray
 from ddil_ray.runtime.admission import Ask, Lack, Stream, StreamPlan, Work
 from ddil_ray.runtime.exits import exit_of
 from ddil_ray.runtime.health import Health, Newcomer
+from ddil_ray.runtime.measured import Measured
 from ddil_ray.runtime.records import Ranks
 from ddil_ray.runtime.sizing import Bounds, Sizing
 from ddil_ray.training.cadence import Cadence
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from ddil_ray.training.loop import Wish
     from ddil_ray.training.wire import FlatWeights
 
-__all__ = ["LAID_OUT", "Grant", "Hub", "HubState", "Measured", "Publication", "laid_out"]
+__all__ = ["LAID_OUT", "Grant", "Hub", "HubState", "Publication", "laid_out"]
 
 LAID_OUT: dict[str, FlatWeights] = {}
 """What the hub may take from this process: weights of `student` and `teacher`."""
@@ -91,12 +93,17 @@ class HubState:
     stop_step: int | None = None
     records: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECORDS_KEPT))
 
-    def begin(self, start_step: int, streams: Mapping[str, Stream], reached: int, *, now: int) -> int:
+    def incarnation(self, *, now: int) -> int:
+        """A number for a worker group that is about to start: trainers that begin later have no smaller one."""
+        return max(now, self.begun + 1)
+
+    def begin(self, start_step: int, streams: Mapping[str, Stream], reached: int, *, now: int, before: int = 0) -> int:
         """A trainer counts its streams from `start_step`, and has reached a step; older publications are void.
 
-        Returns a number that its publications carry.
+        Returns a number that its publications carry. `before` is the one that it had of a hub that died, maybe on a
+        machine whose clock was ahead of `now`: actors of its streams wait for one that is no smaller.
         """
-        self.begun = max(now, self.begun + 1)
+        self.begun = max(now, self.begun + 1, before + 1)
         self.start_step, self.streams = start_step, dict(streams)
         self.phase, self.version, self.seen_step, self.save_step, self.stop_step = -1, -1, reached, None, None
         return self.begun
@@ -148,43 +155,6 @@ class HubState:
         return record
 
 
-@dataclass
-class Measured:
-    """Which weights the monitor gets: those that are due, held until it takes them, and at the end the newest."""
-
-    cadence: Cadence | None
-    """None where nothing is measured."""
-    newest: Grant | None = None
-    held: Grant | None = None
-    ended: bool = False
-
-    def published(self, grant: Grant) -> None:
-        """There are newer weights."""
-        self.newest = grant
-        self._hold()
-
-    def take(self) -> Grant | None:
-        """The held weights, which are being measured from now on; None where none are."""
-        held, self.held = self.held, None
-        if held is not None and self.cadence is not None:
-            self.cadence.took(held.phase, held.version)
-            self._hold()
-        return held
-
-    def end(self) -> None:
-        """No more weights come: the newest are the last to measure, unless they have been taken."""
-        self.ended = True
-        if self.cadence is not None and self.newest is not None:
-            taken = (self.newest.phase, self.newest.version) == (self.cadence.phase, self.cadence.version)
-            self.held = None if taken else self.newest
-
-    def _hold(self) -> None:
-        if self.held is not None or self.newest is None or self.cadence is None:
-            return
-        if self.cadence.due(self.newest.phase, self.newest.version) and not self.ended:
-            self.held = self.newest
-
-
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=100_000)  # every actor that waits is one
 class Hub:
     """`HubState` behind an actor, with the weights.
@@ -210,18 +180,19 @@ class Hub:
         self._changed = asyncio.Condition()
         self._student: Any = None
         self._teacher: Any = None
+        self._looked = time.monotonic()
 
     async def incarnation(self) -> int:
-        """A number for a worker group that is about to start: trainers that begin later have a greater one."""
-        return time.time_ns()
+        """See `HubState.incarnation`."""
+        return self.state.incarnation(now=time.time_ns())
 
     async def begun(self) -> int:
         """What `begin` last returned; 0 where none has, as after a restart of this actor."""
         return self.state.begun
 
-    async def begin(self, start_step: int, streams: dict[str, Stream], reached: int) -> int:
+    async def begin(self, start_step: int, streams: dict[str, Stream], reached: int, before: int = 0) -> int:
         """See `HubState.begin`."""
-        token = self.state.begin(start_step, streams, reached, now=time.time_ns())
+        token = self.state.begin(start_step, streams, reached, now=time.time_ns(), before=before)
         self._ranks.clear()
         self.health.began()
         for name, stream in self.state.streams.items():  # of pools that told their sizes before
@@ -302,6 +273,15 @@ class Hub:
     async def failure(self) -> str | None:
         """Why the run must end; None if it need not."""
         return self.health.failure
+
+    async def look(self) -> str | None:
+        """`failure`, for who looks after a trainer that runs."""
+        self._looked = time.monotonic()
+        return self.health.failure
+
+    async def idle_s(self) -> float:
+        """Seconds since a trainer that runs was last looked after."""
+        return time.monotonic() - self._looked
 
     async def standing(self, source: str) -> str:
         """What the actors of `source` are at, and what the hub has of what they may wait for."""

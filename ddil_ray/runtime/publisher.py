@@ -58,6 +58,7 @@ class Publisher:
         self._sent: _Parcel | None = None
         self._spare: list[Snapshot] = []
         self._busy = self._ended = False
+        self._token = 0
         self._failure: BaseException | None = None
         self.reached = start_step
         """Step that the trainer is at; for a hub that must be told anew."""
@@ -111,7 +112,7 @@ class Publisher:
             raise self._failure
 
     def _begin(self) -> None:
-        self._token = ray.get(self._hub.begin.remote(self._start_step, self._streams, self.reached))
+        self._token = ray.get(self._hub.begin.remote(self._start_step, self._streams, self.reached, self._token))
 
     def _run(self) -> None:
         try:

@@ -7,7 +7,6 @@ in a thread, so that this process can drain records and heed signals meanwhile.
 from __future__ import annotations
 
 import signal
-import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from ddil_ray.runtime.context import RunContext
 
 __all__ = ["RunResult", "distill", "resumed_config"]
-
-_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -211,19 +208,24 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     if newest is None or newest.step < total:
         received = _run_parts(recipe, made, store, folder, view, step=newest.step if newest else 0)
         newest = _newest(store, folder, view)
+    if received is not None:
+        raise _stopped(received, newest, total, go_on)
     if newest is None:
         raise RunFailedError("The run must leave a checkpoint, but left none.")
-    if received is not None:
-        raise RunStoppedError(
-            f"Stopped by {signal.Signals(received).name} after step {newest.step} of {total}; everything is saved. "
-            f"{go_on}",
-            signal=received,
-        )
     if newest.step < total:
         raise RunFailedError(f"Training has ended, but the newest whole checkpoint is of step {newest.step}. {go_on}")
     with folder.reaching(go_on), store.fetched(newest, LEARNER) as learner:
         rounds = read_rounds(learner)
     return round_models(recipe.student_of(made.teacher), rounds)
+
+
+def _stopped(received: int, newest: Saved | None, total: int, go_on: str) -> RunStoppedError:
+    name = signal.Signals(received).name
+    if newest is None:
+        return RunStoppedError(f"Stopped by {name} before the first checkpoint. {go_on}", signal=received)
+    return RunStoppedError(
+        f"Stopped by {name} after step {newest.step} of {total}; everything is saved. {go_on}", signal=received
+    )
 
 
 def _steps(recipe: Recipe, made: Ingredients) -> int:
@@ -247,6 +249,7 @@ def _run_parts(
 
     from ddil_ray.runtime.hub import Hub
     from ddil_ray.runtime.monitor import MonitorHandle
+    from ddil_ray.runtime.trainer import train
     from ddil_ray.runtime.verdict import explain
 
     config = recipe.config
@@ -271,7 +274,7 @@ def _run_parts(
         prune = Retention(store, config.checkpoint, folder.local / "metrics.jsonl", view.say)
         watch = Watch(hub, view, signals, folder, RunMetrics(config.name, known), monitor, scaling, prune.soon)
         try:
-            _fit(recipe, made, store, attempt, context, watch)
+            train(recipe, made, store, attempt, context, watch)
             if monitor is not None and signals.received is None:
                 monitor.finish(watch)
                 watch()
@@ -300,64 +303,6 @@ def _context(recipe: Recipe, made: Ingredients, hub: Any, folder: RunFolder) -> 
         code_allowed=code_allowed(),
         poisoned=f"{folder.url}/poisoned",
     )
-
-
-def _fit(
-    recipe: Recipe, made: Ingredients, store: CheckpointStore, attempt: int, context: RunContext, watch: Any
-) -> None:
-    """Run Ray Train in a thread, calling `watch` until it ends; its checkpoints are of `attempt`."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from ddil_ray.runtime.streams import StreamSplit, stream_factory
-    from ddil_ray.runtime.verdict import Judge, explain
-    from ddil_ray.runtime.waits import exchange_s
-    from ddil_ray.runtime.worker import train_worker
-
-    config, (filesystem, path) = recipe.config, store.filesystem()
-    phases, gpus = len(made.objective.phases), float(config.trainer.num_gpus)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"context": context, "store": store},
-        datasets={o.label: stream_factory(context, recipe, o, phases=phases) for o in recipe.priors.origins},
-        dataset_config=StreamSplit(),
-        # NCCL refuses two ranks on one GPU, which a share of less than one allows.
-        torch_config=TorchConfig(backend=None if gpus >= 1 else "gloo", timeout_s=exchange_s(config.faults)),
-        scaling_config=ScalingConfig(
-            num_workers=config.trainer.num_workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={
-                "CPU": config.trainer.num_cpus,
-                **({"GPU": gpus} if gpus else {}),
-                **config.trainer.resources,
-            },
-            accelerator_type=config.trainer.accelerator_type,
-            label_selector=dict(config.trainer.label_selector) or None,
-        ),
-        run_config=RunConfig(
-            name=f"attempt-{attempt}",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.trainer.max_failures, controller_failure_limit=3),
-            callbacks=[Judge(context.hub)],
-        ),
-    )
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # handed to the main thread
-            failure.append(error)
-
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        watch()
-    watch()  # what was told in the end
-    if failure:
-        raise RunFailedError(explain(failure[0], watch.trainer_words())) from failure[0]
 
 
 def _results(

@@ -64,7 +64,7 @@ class Judge(WorkerGroupCallback):  # type: ignore[misc]
 
     def _told(self) -> str | None:
         try:
-            reason: str | None = ray.get(self._hub.failure.remote(), timeout=_PATIENCE_S)
+            reason: str | None = ray.get(self._hub.look.remote(), timeout=_PATIENCE_S)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return None  # a hub that starts again is asked again
         return reason

@@ -25,6 +25,8 @@ __all__ = ["Watch"]
 _PATIENCE_S = 10.0
 _UNWIND_S = 120.0
 """For training to end once it must."""
+_IDLE_S = 60.0
+"""Without a trainer that runs: longer than one takes to start."""
 
 
 class Watch:
@@ -55,6 +57,7 @@ class Watch:
         self._metrics, self._scaling, self._prune, self._told = metrics, scaling, prune, set[str]()
         self._hub, self._view, self._signals, self._folder, self._monitor = hub, view, signals, folder, monitor
         self._failed_at: float | None = None
+        self._idle = False
         self._draining: Any = None
         self._journal, self._advisor = Journal(folder.local / "metrics.jsonl", view.say), Advisor(view.say)
 
@@ -70,6 +73,19 @@ class Watch:
         if self._monitor is not None:
             self._monitor.watch()
         return self._signals.received is None
+
+    def trainer_runs(self) -> bool:
+        """Tell of a trainer that has not run for a minute; False where none is left to heed a signal that came."""
+        seconds = self._asked(self._hub.idle_s)
+        if seconds is None:
+            return True
+        idle, self._idle = self._idle, seconds >= _IDLE_S
+        if self._idle and not idle:
+            self._view.say(
+                f"No trainer has run for {seconds:.0f} s: its workers wait for room in the cluster, or start slowly. "
+                "Add nodes, or stop here: what was saved is there, and `--resume` goes on from it."
+            )
+        return not self._idle or self._signals.received is None
 
     def trainer_words(self) -> str | None:
         """Why a process of the trainer ended itself, if it was that which ended training."""

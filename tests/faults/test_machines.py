@@ -38,6 +38,15 @@ def test_a_run_whose_trainer_finds_no_room_any_more_ends_and_says_so(run_dir):
     assert CheckpointStore(f"{run_dir}/small/checkpoints").newest(print).step >= 20
 
 
+def test_an_elastic_trainer_that_finds_no_room_says_so_and_heeds_a_signal_at_once(run_dir):
+    """Row: node loss, of the nodes of all workers, where Ray Train waits for others for ever."""
+    found = _found("nodes.py", run_dir, "elastic")
+    assert sum("its workers wait for room in the cluster" in text for text in found["said"]) == 1
+    newest = CheckpointStore(f"{run_dir}/small/checkpoints").newest(print).step
+    assert newest >= 20
+    assert found["message"].startswith(f"Stopped by SIGTERM after step {newest} of 5000; everything is saved.")
+
+
 @pytest.mark.parametrize("network", ["returns", "stays away"])
 def test_a_network_that_breaks_leaves_no_row_lost_or_too_old(run_dir, network, recovery):
     """Row: network partition. Before Ray gives the node up nothing has happened; after that it is a lost node."""

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddil_ray.runtime.admission import Ask, Stream, StreamPlan
-from ddil_ray.runtime.hub import Grant, HubState, Measured
+from ddil_ray.runtime.hub import Grant, HubState
+from ddil_ray.runtime.measured import Measured
 from ddil_ray.training.cadence import Cadence
 
 
@@ -83,6 +84,19 @@ def test_a_trainer_that_begins_later_voids_what_was_published_before_it():
     hub.phase, hub.version = 1, 30
     assert hub.begin(16, {}, 20, now=first - 1) > first  # a clock that was set back
     assert (hub.start_step, hub.phase, hub.version, hub.seen_step) == (16, -1, -1, 20)
+
+
+def test_actors_wait_for_no_clock_where_a_hub_starts_again_on_a_machine_whose_clock_is_behind():
+    """Their streams' numbers are of the machine before it; plans are given where `begun` is no smaller."""
+    ahead, behind = 1000, 10
+    hub = HubState()
+    of_streams = hub.incarnation(now=ahead)
+    token = hub.begin(0, {}, 0, now=ahead + 1)
+    again = HubState()
+    assert again.begin(0, {}, 0, now=behind, before=token) >= of_streams
+    of_the_next = again.incarnation(now=behind)
+    assert of_the_next > again.begun  # they wait for the trainer that begins next
+    assert again.begin(0, {}, 0, now=behind) >= of_the_next
 
 
 def test_what_actors_did_is_told_in_shares_of_their_time():
