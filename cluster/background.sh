@@ -15,6 +15,8 @@ script="$(dirname "${BASH_SOURCE[0]}")/$1"
 [ "$1" = stop ] || [ -x "$script" ] || die "the script must be one of this folder, but $script is none."
 state="${STATE:-$HOME/.ray/ddil-ray/$(hostname)}"
 mkdir -p "$state"
+[ -O "$state" ] || die "STATE must be a folder of your own, but $state is of another user."
+chmod 700 "$state"
 
 # Whether the process that was started before still is that process.
 runs() {

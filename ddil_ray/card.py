@@ -54,6 +54,8 @@ PLACE = "path/to/this/folder"
 _HUB = "https://huggingface.co"
 _PACKAGES = ("ddil-ray", "diffusers", "torch", "transformers", "peft")
 _UNKNOWN = "unknown"
+_LONGEST = 200
+"""Characters of what is taken over from another card."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,17 @@ def _license_in(folder: Path | None, hub_id: str | None) -> License:
         data = None
     if data is None:
         return License()
-    link = data.license_link
+    named, name, link = (_short(data.get(f"license{part}")) for part in ("", "_name", "_link"))
     if link and "://" not in link:
         link = f"{_HUB}/{hub_id}/blob/main/{link}" if hub_id else None
-    return License(data.license or _UNKNOWN, data.license_name, link)
+    return License(named or _UNKNOWN, name, link)
+
+
+def _short(value: Any) -> str | None:
+    """`value` if it may stand in a line of a card: others wrote it, and YAML has lists, numbers and dates too."""
+    if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable() or set(value) & set("<>[]()`"):
+        return None
+    return value
 
 
 def public_name(source: str) -> str:

@@ -65,7 +65,13 @@ def read_finished(url: str, field: str, *, evaluated: bool = True) -> FinishedRu
             f"{field} must be a finished run, but {url} has no metrics.json. Finish it with `ddil-ray distill "
             f"--resume {url}`."
         )
-    metrics = json.loads(fs.cat_file(f"{root}/metrics.json"))
+    try:
+        metrics = json.loads(fs.cat_file(f"{root}/metrics.json"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{field} must be a run whose metrics.json is whole, but that of {url} is not ({first_line(error)}). Write "
+            f"it anew with `ddil-ray distill --resume {url}`."
+        ) from None
     if evaluated and not metrics["scores"]:
         raise ConfigError(f"{field} must be an evaluated run, but {url} was run with `evaluation.enabled=false`.")
     return FinishedRun(redact(url), load_config(f"{url}/config.yaml", kind=RunConfig), metrics)

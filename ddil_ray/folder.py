@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from fsspec.implementations.local import LocalFileSystem
 
 from ddil_ray.errors import ConfigError, DdilError, RunFailedError, first_line
 from ddil_ray.mirror import Mirror
+from ddil_ray.places import check_links
 from ddil_ray.redact import redacted
 from ddil_ray.storage import appears_whole, make_folder, no_room, open_url, room_at
 
@@ -73,6 +75,16 @@ class RunFolder:
         self._mirror: Mirror | None = None
         self.others = False
         """Whether another run has it by now, over whose files nothing may be copied."""
+
+    def check_links(self) -> None:
+        """See that no link in it leads out of it: in a folder from others, what a run writes or removes would be there.
+
+        Raises:
+            DataError: one does.
+        """
+        if not self.remote:
+            found = (f"{at}/{name}" for at, folders, files in os.walk(self.local) for name in (*folders, *files))
+            check_links(self.fs, str(self.local), found, field="output")
 
     def has(self, name: str) -> bool:
         """Whether a file or folder of that name is here.
@@ -247,7 +259,7 @@ def check_writable(fs: Any, folder: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content`, without secrets, as a readable JSON file."""
-    path.write_text(json.dumps(redacted(content), indent=2) + "\n")
+    write_whole(LocalFileSystem(), str(path), (json.dumps(redacted(content), indent=2) + "\n").encode())
 
 
 def write_whole(fs: Any, path: str, content: bytes) -> None:

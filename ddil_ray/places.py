@@ -58,13 +58,14 @@ def is_below(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def check_links(fs: Any, root: str, paths: Iterable[str]) -> None:
+def check_links(fs: Any, root: str, paths: Iterable[str], *, field: str = "data.source") -> None:
     """See that no link among `paths`, or in the folders that they are in, leads out of `root`, which may be a link.
 
     Args:
         fs: fsspec filesystem; only local ones have links.
         root: a folder or file.
         paths: files, in it.
+        field: that names `root`, for the message.
 
     Raises:
         DataError: names the link.
@@ -78,6 +79,6 @@ def check_links(fs: Any, root: str, paths: Iterable[str]) -> None:
         target = os.path.realpath(path) if os.path.islink(path) else f"{real(folder)}/{name}"
         if target != top and not target.startswith(f"{top.rstrip('/')}/"):
             raise DataError(
-                f"`data.source` must hold what it consists of, but {path} is a link to {target}, outside. Copy it "
+                f"`{field}` must hold what it consists of, but {path} is a link to {target}, outside. Copy it "
                 "there, or name a folder that holds both."
             )

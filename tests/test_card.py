@@ -39,6 +39,11 @@ def test_a_teacher_is_named_without_its_place(tmp_path, spec, name, hub_id):
         ("license: other\nlicense_name: rail\nlicense_link: LICENSE.md", License("other", "rail")),
         ("tags: [a]", License("unknown")),
         ("license: [", License("unknown")),
+        ("license: [mit, apache-2.0]", License("unknown")),
+        ("license: 2024-01-01", License("unknown")),
+        ("license: other\nlicense_name: 1.0\nlicense_link: 5", License("other")),
+        ("license: other\nlicense_name: <script>\nlicense_link: 'a](b'", License("other")),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nlicense: other\nlicense_name: [*b, *b]", License("other")),
     ],
 )
 def test_the_licence_of_the_teacher_is_carried_over(tmp_path, metadata, expected):

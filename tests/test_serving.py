@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -25,6 +26,7 @@ from commands import run
 from diffusers import DiffusionPipeline
 from pages import blocks
 from PIL import Image
+from starlette.requests import Request
 from started import free_port, until
 from tiny import PROMPTS, save_pipeline
 
@@ -34,6 +36,7 @@ from ddil_ray.diffusion.timegrid import consistency_grid
 from ddil_ray.errors import ConfigError, RunFailedError
 from ddil_ray.export import save_model_folder, student_scheduler
 from ddil_ray.models import load_model
+from ddil_ray.runtime import serving as serving_module
 from ddil_ray.serving import Studio
 
 ROOT = Path(__file__).parents[1]
@@ -434,3 +437,18 @@ def test_a_port_that_others_have_on_the_head_is_told_and_nothing_is_left(digits,
         with pytest.raises(RunFailedError, match=told), _served_here(digits, port):
             pass
     assert not serve.status().proxies
+
+
+def test_a_request_that_does_not_come_gives_its_place_back(digits, monkeypatch):
+    """A connection that sends no body holds one of few places of a replica."""
+    monkeypatch.setattr(serving_module, "_BODY_S", 0.1)
+    replica = object.__new__(serving_module.StudentServer.func_or_class)
+    replica._studio = Studio(str(digits), steps=4, guidance=None)
+
+    async def never():
+        await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    answer = asyncio.run(replica(Request(scope, never)))
+    assert answer.status_code == 408
+    assert "must have come within 0.1 s" in json.loads(answer.body)["error"]

@@ -27,8 +27,8 @@ def open_picture(content: bytes, *, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             if opened.mode in _DEEP_GREY_MODES:  # `convert` would clip 16 bits to 8
-                deep = np.asarray(opened).astype(np.float64).clip(0, 65535)
-                return Image.fromarray((deep / 257).round().astype(np.uint8))
+                deep = np.asarray(opened).clip(0, 65535).astype(np.uint16)
+                return Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
             return ImageOps.exif_transpose(opened).convert("L" if opened.mode in _GREY_MODES else "RGB")
     except UnidentifiedImageError:
         raise _unreadable(name, "of no known format") from None

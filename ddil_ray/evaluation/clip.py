@@ -79,7 +79,7 @@ def load_clip(model: str, prompts: Mapping[int, str]) -> ClipScore:
         ) from error
     try:
         clip: Any = CLIPModel.from_pretrained(model, use_safetensors=True).eval().requires_grad_(False)
-        tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(
             f"`evaluation.clip` must be the folder or hub id of a CLIP model with safetensors weights, but {model!r} "

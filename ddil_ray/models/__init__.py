@@ -15,15 +15,13 @@ To add a family: see `family`, and a row in `FAMILIES`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 
-from ddil_ray.errors import ConfigError, DdilError, first_line
+from ddil_ray.errors import ConfigError, DdilError
 from ddil_ray.factory import is_factory
 from ddil_ray.imports import import_large
+from ddil_ray.models.contents import classes_in
 from ddil_ray.models.family import Family, check_reads_latents, unreadable
 from ddil_ray.models.fetch import fetch_hub, fetch_url
 from ddil_ray.models.lora import Lora, adapted
@@ -43,9 +41,6 @@ FAMILIES: dict[tuple[str, ...], str] = {
 }
 """Module of each family, imported when it is needed, by component classes of its pipelines. The first whose classes are
 all in model_index.json is taken."""
-
-_LIBRARIES = ("diffusers", "transformers")
-"""Where the parts of a pipeline come from."""
 
 
 def load_model(spec: str, *, weights: str | None = None) -> DiffusionModel:
@@ -144,18 +139,7 @@ def _find_builtin(name: str) -> Path:
 
 
 def _family_of(folder: Path) -> Family:
-    index = folder / "model_index.json"
-    try:
-        components = json.loads(index.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"`teacher.model` must be a diffusers pipeline folder, but {folder} has no readable model_index.json "
-            f"({first_line(error)}). Point it at a folder written by `pipeline.save_pretrained`."
-        ) from error
-    parts = components.values() if isinstance(components, dict) else ()
-    entries = [entry for entry in parts if isinstance(entry, list) and len(entry) == 2]
-    _check_libraries(folder, [entry[0] for entry in entries if isinstance(entry[0], str)])
-    classes = [str(entry[1]) for entry in entries]
+    classes = classes_in(folder)
     for needed, module in FAMILIES.items():
         if set(needed) <= set(classes):
             family: Family = import_large(module).FAMILY
@@ -165,14 +149,3 @@ def _family_of(folder: Path) -> Family:
         f"`teacher.model` must hold one of {known}, but {folder} holds "
         f"{', '.join(classes) or 'no component'} instead. Use another."
     )
-
-
-def _check_libraries(folder: Path, libraries: Sequence[str]) -> None:
-    """Refuse a pipeline whose parts come from elsewhere: loading one would import, and so run, what it names."""
-    for library in libraries:
-        own = library in _LIBRARIES or (library.isidentifier() and find_spec(f"diffusers.pipelines.{library}"))
-        if not own:
-            raise ConfigError(
-                f"`teacher.model` must be made of parts of {' and '.join(_LIBRARIES)}, but {folder} names code of "
-                f"{library!r} instead. Use another teacher, or a factory that loads it."
-            )

@@ -6,9 +6,10 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ddil_ray.errors import ConfigError, first_line
-from ddil_ray.places import check_url
+from ddil_ray.places import check_url, is_below
 
 __all__ = ["fetch_hub", "fetch_url"]
 
@@ -37,7 +38,7 @@ def fetch_url(url: str) -> Path:
         with FileLock(f"{local}.lock"):
             if not local.exists():
                 partial = tempfile.mkdtemp(dir=cache)
-                fs.get(f"{path}/", f"{partial}/", recursive=True)
+                _copy(fs, path, Path(partial))
                 os.replace(partial, local)
     except Exception as error:  # every filesystem has errors of its own
         raise ConfigError(
@@ -45,6 +46,16 @@ def fetch_url(url: str) -> Path:
             "its credentials."
         ) from error
     return local
+
+
+def _copy(fs: Any, folder: str, into: Path) -> None:
+    """Bring all files of a folder. In a bucket names may lead out of it, which not every fsspec refuses."""
+    names = {path: path.removeprefix(f"{folder}/") for path in fs.find(folder) if not path.endswith("/")}
+    for name in names.values():
+        if not is_below(name):
+            raise ValueError(f"the file {name!r} leads out of it")
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+    fs.get(list(names), [str(into / name) for name in names.values()])
 
 
 def fetch_hub(spec: str) -> Path:

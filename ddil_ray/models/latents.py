@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddil_ray.errors import ConfigError
+from ddil_ray.models.contents import network_class
 
 __all__ = ["LatentCodec", "load_codec", "vae_scale", "variant_of"]
 
@@ -83,18 +84,16 @@ def load_codec(folder: Path) -> LatentCodec:
     Raises:
         ConfigError: no readable `vae`.
     """
-    import diffusers
-
     try:
         config = json.loads((folder / "vae" / "config.json").read_text())
-        vae = getattr(diffusers, config["_class_name"]).from_pretrained(
+        vae = network_class(config).from_pretrained(
             folder / "vae",
             low_cpu_mem_usage=False,
             variant=variant_of(folder / "vae"),
             torch_dtype=torch.float32,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"`teacher.model` must be a pipeline with a readable autoencoder, but {folder / 'vae'} failed: {error}."
         ) from error

@@ -77,6 +77,11 @@ class Store:
         """The filesystem."""
         return self._place[0]
 
+    @property
+    def root(self) -> str:
+        """The folder on it."""
+        return self._place[1]
+
     def path(self, name: str) -> str:
         """Where the file `name` lies on the filesystem."""
         return f"{self._place[1]}/{name}"

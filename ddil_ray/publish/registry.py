@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import LifecycleStage, LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -30,7 +30,7 @@ from ddil_ray.publish.gate import Evidence, Verdict, evidence_of, judge
 from ddil_ray.publish.pyfunc import save_student
 from ddil_ray.redact import is_redacted, redact
 from ddil_ray.storage import open_url
-from ddil_ray.tracking.mlflow import experiment_of, quiet, refused
+from ddil_ray.tracking.mlflow import check_credentials, experiment_of, quiet, refused
 from ddil_ray.training.manifest import FileFacts
 from ddil_ray.training.recipe import Recipe
 
@@ -114,7 +114,7 @@ def registry_of(run: FinishedRun, given: str | None) -> str:
     """The tracking URI of the registry: the one `given`, or else where `run` is tracked.
 
     Raises:
-        ConfigError: neither can be.
+        ConfigError: neither can be, or MLflow's credentials are for another server than the run's.
     """
     if given is not None:
         try:
@@ -123,6 +123,7 @@ def registry_of(run: FinishedRun, given: str | None) -> str:
             raise ConfigError(f"`--uri` {error} (found {redact(given)!r})") from None
     tracking = run.config.tracking
     if tracking.uri is not None and not is_redacted(tracking.uri):
+        check_credentials(tracking.uri, "--uri")
         return tracking.uri
     beside = Path(run.url).resolve().parent / "mlflow.db"
     if tracking.uri is None and "://" not in run.url and beside.exists():
@@ -246,15 +247,15 @@ class Registry:
                 about = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
                 save_student(folder, student.folder, steps=student.steps, w=student.w, about=about)
                 self._client.log_model_artifacts(model.model_id, str(folder))
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+            now = int(time.time() * 1000)
+            scores = student.evidence.scores if student.evidence else {}
+            metrics = [Metric(score, value, now, 0, model.model_id, run_id=run_id) for score, value in scores.items()]
+            self._client.log_batch(run_id, metrics=metrics)
         except Exception:
             with suppress(Exception):
                 self._client.finalize_logged_model(model.model_id, "FAILED")
             raise
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        now = int(time.time() * 1000)
-        scores = student.evidence.scores if student.evidence else {}
-        metrics = [Metric(score, value, now, 0, model.model_id, run_id=run_id) for score, value in scores.items()]
-        self._client.log_batch(run_id, metrics=metrics)
         self._client.finalize_logged_model(model.model_id, "READY")
         return model.model_id, run_id
 
@@ -262,10 +263,13 @@ class Registry:
         """Id of the MLflow run of the training, where this server has it; else of one that is made for it."""
         if student.mlflow_run is not None:
             try:
-                return str(self._client.get_run(student.mlflow_run).info.run_id)
+                found = self._client.get_run(student.mlflow_run).info
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+            else:
+                if found.lifecycle_stage != LifecycleStage.DELETED:
+                    return str(found.run_id)
         config = student.run.config
         experiment_id = experiment_of(self._client, config.tracking.experiment)
         made = self._client.create_run(experiment_id, run_name=config.name)

@@ -43,7 +43,7 @@ def grid_tiles(path: Path, *, size: Sequence[int], count: int, first: int) -> li
     at most 256 pixels."""
     columns = math.ceil(math.sqrt(count))
     tiles = []
-    with Image.open(path) as sheet:
+    with Image.open(path, formats=("PNG",)) as sheet:
         scale = sheet.width // columns // (size[1] + 1)
         for n in range(min(first, count)):
             left, top = n % columns * (size[1] + 1) * scale, n // columns * (size[0] + 1) * scale

@@ -19,18 +19,32 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from ddil_ray.errors import ConfigError, RunFailedError
-from ddil_ray.folder import RunFolder, using, write_whole
+from ddil_ray.folder import using, write_whole
 
-__all__ = ["LOCK", "RunLock"]
+__all__ = ["LOCK", "Place", "RunLock"]
 
 LOCK = "lock.json"
 _STALE_BEATS, _TRIES = 6, 3
+_START_TICKS = 19
+"""Place of a process's start in /proc/PID/stat, counted behind its name."""
+
+
+class Place(Protocol):
+    """A folder that one process at a time may work in."""
+
+    fs: Any
+    """Filesystem of fsspec."""
+    root: str
+    """On it."""
+    url: str
+    others: bool
+    """Set where another process has it by now."""
 
 
 class RunLock:
@@ -39,6 +53,7 @@ class RunLock:
     Args:
         folder: of the run.
         say: told when the lock of a dead owner is taken over.
+        field: that names the folder, for messages.
         beat_s: seconds between signs of life; six without one, and then two more that are watched, and the owner is
             dead. On the owner's own machine it is dead when its process is.
 
@@ -47,16 +62,16 @@ class RunLock:
         RunFailedError: on exit, another process took it over, which this one was told by SIGTERM.
     """
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None], *, beat_s: float = 10.0) -> None:
+    def __init__(self, folder: Place, say: Callable[[str], None], *, field: str = "name", beat_s: float = 10.0) -> None:
         self._folder, self._fs, self._path, self._url = folder, folder.fs, f"{folder.root}/{LOCK}", folder.url
-        self._say, self._beat_s = say, beat_s
+        self._say, self._field, self._beat_s = say, field, beat_s
         me = psutil.Process()
         self._mine: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": me.pid,
-            "process_started": me.create_time(),
+            "process_started": _started(me),
             "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self._lost: dict[str, Any] | None = None
@@ -126,8 +141,8 @@ class RunLock:
     def _take_over(self, holder: dict[str, Any]) -> None:
         if not self._is_dead(holder):
             raise ConfigError(
-                f"`name` must be that of no run that is active, but {self._active(holder)}. Wait for it, stop it, or "
-                f"choose another `name`; if it is dead, remove {self._url}/{LOCK}."
+                f"`{self._field}` must be that of no run that is active, but {self._active(holder)}. Wait for it, stop "
+                f"it, or choose another `{self._field}`; if it is dead, remove {self._url}/{LOCK}."
             )
         self._say(f"Taking over from a run that died: {self._active(holder, verb='was')}.")
         self._seize()
@@ -140,8 +155,8 @@ class RunLock:
         holder = self._read()
         if holder is not None and not self._is_mine(holder):
             raise ConfigError(
-                f"`name` must be that of no run that is active, but {self._active(holder)}, since this moment. Choose "
-                "another `name`."
+                f"`{self._field}` must be that of no run that is active, but {self._active(holder)}, since this "
+                f"moment. Choose another `{self._field}`."
             )
 
     def _reaching(self) -> AbstractContextManager[None]:
@@ -160,7 +175,7 @@ class RunLock:
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         if holder["machine"] == self._mine["machine"]:
             return not _lives(holder["pid"], holder["process_started"])
-        if time.time() - holder["beat"] < _STALE_BEATS * self._beat_s:
+        if 0 <= time.time() - holder["beat"] < _STALE_BEATS * self._beat_s:  # a beat to come says nothing
             return False
         time.sleep(2 * self._beat_s)  # clocks differ: what still beats is alive
         later = self._read()
@@ -198,10 +213,21 @@ class RunLock:
 def _lives(pid: int, started: float) -> bool:
     try:
         process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 1
+        same = abs(_started(process) - started) < 1
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _started(process: psutil.Process) -> float:
+    """When, in ticks since the machine's own start where the system tells them: psutil's seconds move with the clock.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    with contextlib.suppress(OSError):
+        return float(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[_START_TICKS])
+    return float(process.create_time())
 
 
 def _machine() -> str:

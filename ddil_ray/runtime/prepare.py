@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ddil_ray.errors import RunFailedError, first_line
 from ddil_ray.prepare import Execute, Job, Summary, begin, fill, stages, summary
 from ddil_ray.runtime.cluster import ray_session
 from ddil_ray.runtime.fits import role_alone
+from ddil_ray.runtime.lock import RunLock
 from ddil_ray.storage import of_storage
 from ddil_ray.tracking import View
 
@@ -47,13 +49,24 @@ def prepare(job: Job, *, view: View, verbose: bool = False) -> Summary:
     """Prepare the data of `job`, or what is missing of it.
 
     Raises:
-        ConfigError: the output is another preparation's, or the actors do not fit the cluster.
+        ConfigError: the output is another preparation's, or another process works in it; or the actors do not fit the
+            cluster.
         DataError: nothing could be prepared.
         RunFailedError: storage or a process failed; the next call goes on.
     """
     if begin(job):
-        view.say(f"{job.store.url} is complete.")
-        return summary(job)
+        return _complete(job, view)
+    place = SimpleNamespace(fs=job.store.fs, root=job.store.root, url=job.store.url, others=False)
+    with RunLock(place, view.say, field="output"):
+        return _complete(job, view) if begin(job) else _prepare(job, view, verbose=verbose)
+
+
+def _complete(job: Job, view: View) -> Summary:
+    view.say(f"{job.store.url} is complete.")
+    return summary(job)
+
+
+def _prepare(job: Job, view: View, *, verbose: bool) -> Summary:
     roles = (job.config.encode_prompts, job.config.encode_images)
     cpus = max(role.bounds[0] * role.num_cpus for role in roles)
     with ray_session(cpus=math.ceil(cpus) + 1, verbose=verbose):

@@ -88,6 +88,7 @@ def distill(
     if config.evaluation.enabled and benchmark is None:
         check_instruments(config.evaluation, made.data, made.teacher)
     folder = RunFolder(config.output, config.name)
+    folder.check_links()
     try:
         with RunLock(folder, view.say), ended_by_signals():
             return _distill(config, made, folder, view, benchmark, resume=resume, verbose=verbose)
@@ -109,7 +110,7 @@ def _distill(
     verbose: bool,
 ) -> RunResult:
     """`distill` of a config that has been checked, in a folder that is this run's alone."""
-    if folder.has("checkpoints") and not resume:
+    if not resume and (folder.has("checkpoints") or folder.has("metrics.json")):
         raise ConfigError(
             f"`name` must be new, but {folder.url} holds a run already. Choose another `name`, or go on with "
             f"`ddil-ray distill --resume {folder.url}`."
@@ -205,6 +206,11 @@ def _train(recipe: Recipe, made: Ingredients, folder: RunFolder, view: View) -> 
     """Train to the end on the connected Ray, unless that was done before; the students of all phases."""
     store, received, total = CheckpointStore(f"{folder.url}/checkpoints"), None, _steps(recipe, made)
     newest, go_on = _newest(store, folder, view), _go_on(folder)
+    if newest is None and folder.has("metrics.json"):
+        raise ConfigError(
+            f"`--resume` must name a run that has its checkpoints, but {folder.url} is finished and has none: training "
+            "would begin anew, over its students. Start a run of another `name`."
+        )
     if newest is None or newest.step < total:
         received = _run_parts(recipe, made, store, folder, view, step=newest.step if newest else 0)
         newest = _newest(store, folder, view)

@@ -51,6 +51,8 @@ NAME = "ddil-ray"
 _HANGS = 4
 """Time-outs that a batch takes before it is held for hanging."""
 _LEAST_HANG_S = 60.0
+_BODY_S = 10.0
+"""For a request to come, which holds a place in the replica meanwhile."""
 _RETRY_AFTER_S = 1
 _DRAIN_S = 20.0
 _PATIENCE_S = 600.0
@@ -107,7 +109,9 @@ class StudentServer:
         if request.method != "POST":
             return _refusal(405, f"The method must be GET or POST, but is {request.method}.", Allow="GET, POST")
         try:
-            ask = self._studio.read(await _body(request))
+            ask = self._studio.read(await asyncio.wait_for(_body(request), _BODY_S))
+        except asyncio.TimeoutError:
+            return _refusal(408, f"A request must have come within {_BODY_S:g} s, but has not.")
         except _TooLongError as error:
             return _refusal(413, str(error))
         except ConfigError as error:

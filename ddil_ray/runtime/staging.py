@@ -6,6 +6,7 @@ locked is nobody's. Numbers of processes would not tell, as containers that shar
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 __all__ = ["Staging"]
 
 _PREFIX = "ddil-ray-checkpoint-"
+_TRIES = 10
 
 
 class Staging:
@@ -25,11 +27,14 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        while True:
+        for _ in range(_TRIES):
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
             self._lock = _locked(self.path)
             if self._lock is not None and self.path.exists():  # else another process took it for nobody's just now
                 return
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        raise OSError(f"no folder can be locked in {tempfile.gettempdir()}")
 
     def remove(self) -> None:
         """It is done with."""

@@ -15,11 +15,13 @@ from typing import Any
 import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
+from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.storage import open_url
 from ddil_ray.training.manifest import (
     MANIFEST,
     BrokenCheckpointError,
     DamagedCheckpointError,
+    FileFacts,
     Manifest,
     libraries,
     manifest_of,
@@ -43,6 +45,8 @@ class Saved:
     step: int
     libraries: Mapping[str, str]
     """Versions of what wrote it."""
+    files: Mapping[str, FileFacts]
+    """What its files must be, by name."""
 
     def other_versions(self) -> str:
         """What is of another version here, as "torch 2.12.0 (here 2.13.0)"; empty where nothing is."""
@@ -88,17 +92,29 @@ class CheckpointStore:
             say: told of newer ones that are passed over, and why.
 
         Raises:
-            ConfigError: one of another format.
+            ConfigError: one of another format; or none is whole and one is damaged, which may be a fault of who reads
+                it: to begin anew would have it removed.
+            OSError: one cannot be read; names it.
         """
         fs, _ = self._opened()
+        damaged: list[str] = []
         for folder in self._checkpoints():
-            try:
-                return verify(fs, folder)
-            except BrokenCheckpointError as reason:  # noqa: PERF203 - seldom more than one
-                say(f"The checkpoint {folder} is passed over for the one before it: {reason}.")
-                if isinstance(reason, DamagedCheckpointError):
-                    with contextlib.suppress(Exception):  # it is said all the same
-                        fs.pipe_file(f"{folder}/{_DAMAGED}", f"{reason}\n".encode())
+            found = _looked_at(fs, folder)
+            if isinstance(found, Saved):
+                with contextlib.suppress(Exception):  # whoever found it damaged was wrong
+                    fs.rm_file(f"{folder}/{_DAMAGED}")
+                return found
+            say(f"The checkpoint {folder} is passed over for the one before it: {found}.")
+            if isinstance(found, DamagedCheckpointError):
+                damaged.append(f"{folder}: {found}")
+                with contextlib.suppress(Exception):  # it is said all the same
+                    fs.pipe_file(f"{folder}/{_DAMAGED}", f"{found}\n".encode())
+        if damaged:
+            raise ConfigError(
+                f"`--resume` must find a checkpoint that is whole, but all in {self.url} are damaged or cut off, the "
+                f"newest damaged one {damaged[0]}. Try again from another machine, as this one may read them wrong. To "
+                "begin anew, remove that folder."
+            )
         return None
 
     def put(self, name: str, staged: Path) -> None:
@@ -137,29 +153,38 @@ class CheckpointStore:
         Args:
             keep: at least 1.
             score: of the checkpoint of a step, the lower the better; None where it is not known.
+
+        Raises:
+            OSError: one could not be looked at, and stays, or not be removed.
         """
         fs, _ = self._opened()
-        folders, whole = self._checkpoints(), []
-        for folder in folders:
-            with contextlib.suppress(BrokenCheckpointError):
-                whole.append(verify(fs, folder, digests=False))
-        if not whole:
-            return
+        folders = self._checkpoints()
+        found = {folder: _glanced_at(fs, folder) for folder in folders}
+        whole = [saved for saved in found.values() if isinstance(saved, Saved)]
+        unread = {folder: error for folder, error in found.items() if isinstance(error, OSError)}
         scored = [(value, saved.path) for saved in whole if (value := score(saved.step)) is not None]
-        kept = {saved.path for saved in whole[:keep]} | {path for _, path in sorted(scored)[:1]}
-        for folder in folders[folders.index(whole[0].path) :]:
+        kept = unread.keys() | {saved.path for saved in whole[:keep]} | {path for _, path in sorted(scored)[:1]}
+        for folder in folders[folders.index(whole[0].path) :] if whole else ():
             if folder not in kept:
                 _remove(fs, folder)
+        for error in unread.values():
+            raise error
 
     @contextlib.contextmanager
     def fetched(self, saved: Saved, name: str) -> Iterator[Path]:
-        """One file of a checkpoint, on this machine's disk while the context is entered."""
+        """One file of a checkpoint, on this machine's disk while the context is entered.
+
+        Raises:
+            OSError: it changed on its way here.
+        """
         fs, _ = self._opened()
         if isinstance(fs, LocalFileSystem):
             yield Path(saved.path, name)
             return
         with tempfile.TemporaryDirectory() as here:
             fs.get_file(f"{saved.path}/{name}", f"{here}/{name}")
+            if FileFacts.of(Path(here, name)) != saved.files[name]:
+                raise OSError(f"{saved.path}/{name} has other bytes here than there")
             yield Path(here, name)
 
     def _opened(self) -> tuple[Any, str]:
@@ -203,7 +228,32 @@ def verify(fs: Any, folder: str, *, digests: bool = True) -> Saved:
         with fs.open(f"{folder}/{name}", "rb") as file:
             if sha256(file) != facts.sha256:
                 raise DamagedCheckpointError(f"{name} has another sha256 than when it was written")
-    return Saved(folder, manifests[0].step, manifests[0].libraries)
+    return Saved(folder, manifests[0].step, manifests[0].libraries, files)
+
+
+def _looked_at(fs: Any, folder: str) -> Saved | BrokenCheckpointError:
+    """A checkpoint every byte of which was read, or what is wrong with it.
+
+    Raises:
+        OSError: it cannot be read; names it.
+    """
+    try:
+        return verify(fs, folder)
+    except BrokenCheckpointError as reason:
+        return reason
+    except OSError as error:
+        raise OSError(
+            f"the checkpoint {folder} cannot be read ({first_line(error)}); if that stays so, move it away to go on "
+            "from the one before it"
+        ) from error
+
+
+def _glanced_at(fs: Any, folder: str) -> Saved | BrokenCheckpointError | OSError:
+    """A checkpoint whose files have their sizes, or what is wrong with it, or why that is not known."""
+    try:
+        return verify(fs, folder, digests=False)
+    except (BrokenCheckpointError, OSError) as error:
+        return error
 
 
 def _manifests(fs: Any, folder: str, names: dict[str, int]) -> list[Manifest]:

@@ -38,6 +38,7 @@ class BackgroundTracker:
     | start | a thread opens the tracker, then polls the journal |
     | a call fails | logged once, made again after 2, 4, 8, ... at most 60 s, and every second at the end; opened anew |
     | another tracker, or another place | it gets the whole journal |
+    | another name, as of a copied folder | a run of its own gets the whole journal |
     | finish | what is left is sent, and the run is closed with its files, which may take an hour |
     | a call fails at the end | made again for `timeout_s` and as long as it took to fail, then the tracker is left |
 
@@ -64,7 +65,8 @@ class BackgroundTracker:
     ) -> None:
         self.tracker, self.run, self.timeout_s, self._kept = tracker, run, timeout_s, kept or str(journal.parent)
         self._journal, self._state_path, self._lost = journal, state, lost
-        self._state = _of_place(tracker.place(), {"key": uuid.uuid4().hex, **_read_state(state)})
+        known = _of_run(run.name, {"key": uuid.uuid4().hex, **_read_state(state)})
+        self._state = _of_place(tracker.place(), known)
         written = journal.stat().st_size if journal.exists() else 0
         self._state["sent"] = min(int(self._state.get("sent", 0)), written)  # the journal may be an older copy
         self._wake, self._left = threading.Event(), threading.Event()
@@ -159,7 +161,16 @@ def _of_place(place: str, state: dict[str, Any]) -> dict[str, Any]:
     if before == place:
         return state
     _log.warning("Tracking goes from %s to %s, from the first record on.", before, place)
-    return {"key": state["key"], "place": place}
+    return {"key": state["key"], "run": state["run"], "place": place}
+
+
+def _of_run(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    """`state` where it is of a run of this name, or is too old to tell; none in a copy of another run's folder."""
+    before = state.setdefault("run", name)
+    if before == name:
+        return state
+    _log.warning("This run was called %s, and is tracked anew as %s, from the first record on.", before, name)
+    return {"key": uuid.uuid4().hex, "run": name}
 
 
 def _read_state(path: Path) -> dict[str, Any]:

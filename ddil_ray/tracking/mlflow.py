@@ -8,19 +8,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow.entities import LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import read_mlflow_creds
 
 from ddil_ray.errors import ConfigError, first_line
 from ddil_ray.redact import HIDDEN, redact
 from ddil_ray.tracking.journal import TIME
 from ddil_ray.tracking.tracker import Record, RunInfo
 
-__all__ = ["MlflowTracker", "experiment_of", "quiet", "refused"]
+__all__ = ["MlflowTracker", "check_credentials", "experiment_of", "quiet", "refused"]
 
 _RUNNING = "RUNNING"
+_URI, _TOKEN = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN"
+_PORTS = {"http": 80, "https": 443}
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 _NO_METRICS = ("step", "phase", "total_steps", TIME)
@@ -48,6 +52,33 @@ def experiment_of(client: MlflowClient, name: str) -> str:
     if uri.startswith("sqlite:///"):
         artifacts = Path(uri.removeprefix("sqlite:///")).resolve().parent.joinpath("mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def check_credentials(uri: str, field: str) -> None:
+    """See that credentials go to the server alone that they are for: `uri` is from a config, which others may write.
+
+    Args:
+        uri: of a server or store.
+        field: that names it, for the message.
+
+    Raises:
+        ConfigError: MLflow has credentials, for another server than this.
+    """
+    known = read_mlflow_creds()
+    if not (known.username or known.password or os.environ.get(_TOKEN)) or not uri.startswith(("http:", "https:")):
+        return
+    named = os.environ.get(_URI, "")
+    if _server(uri) != _server(named):
+        raise ConfigError(
+            f"`{field}` must be the server that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or {_TOKEN}, "
+            f"are for, as {_URI} tells, but is {redact(uri)!r} instead, and {_URI} is {redact(named) or 'unset'}. Set "
+            "it to that server if you trust it with them, or unset them."
+        )
+
+
+def _server(uri: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(uri)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
 
 
 def refused(error: Exception) -> str | None:
@@ -84,6 +115,7 @@ class MlflowTracker:
 
     def check(self, *, reach: bool) -> None:
         """See `Tracker.check`."""
+        check_credentials(self.uri, "tracking.uri")
         if not reach and "sql" in self.uri.partition(":")[0]:
             return  # a database is made, or looked into, where nobody waits for it
         client = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -194,6 +195,8 @@ def from_parquet(content: bytes) -> StateBatch:
     columns: dict[str, Any] = {}
     for name, shape in shapes.items():
         if name not in table.column_names:
+            if math.prod(shape):
+                raise ValueError(f"it has no column {name}")
             columns[name] = np.zeros((len(table), *shape), np.float32)
             continue
         column = table[name].combine_chunks()

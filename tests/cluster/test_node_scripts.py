@@ -182,3 +182,16 @@ def test_waiting_for_nothing_is_told_how():
 def test_scripts_may_be_called():
     for path in CLUSTER.glob("*.sh"):
         assert os.access(path, os.X_OK) == (path.name != "auth.sh"), path.name
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
+def test_a_folder_of_another_user_is_not_written_to(node, tmp_path):
+    """In /tmp anybody may make it first, with links in it."""
+    (tmp_path / "state").mkdir()
+    os.chown(tmp_path / "state", 12345, 12345)
+    (tmp_path / "state" / "log").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine").write_text("mine")
+    done = node("background.sh", "start-head.sh")
+    assert done.returncode != 0
+    assert "STATE must be a folder of your own" in done.stderr
+    assert (tmp_path / "mine").read_text() == "mine"

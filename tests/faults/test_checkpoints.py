@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import random
 import re
@@ -20,11 +21,15 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from runs import small_run
 
 from ddil_ray.config.checkpoint import Checkpoint
 from ddil_ray.errors import ConfigError, RunFailedError
+from ddil_ray.folder import write_json
 from ddil_ray.runtime.retention import Retention, score_at
+from ddil_ray.runtime.run import distill
 from ddil_ray.runtime.saving import Saver
+from ddil_ray.runtime.staging import Staging
 from ddil_ray.runtime.storage import CheckpointStore, verify
 from ddil_ray.training.checkpoint import LEARNER, read_checkpoint, read_rounds, read_shared, write_checkpoint
 from ddil_ray.training.manifest import BrokenCheckpointError, _render
@@ -318,10 +323,16 @@ def test_one_that_was_misread_is_not_lost_but_for_something_newer(tmp_path, save
     url = str(tmp_path)
     store = save(url, 10)
     mend = damage(store._checkpoints()[0])
-    assert newest_step(store) is None
+    with pytest.raises(
+        ConfigError, match=r"must find a checkpoint that is whole, but all in .* begin anew, remove that"
+    ):
+        newest_step(store)
     store.prune(1)
     mend()
     assert newest_step(store) == 10
+    assert store.newest(pytest.fail).step == 10
+    store.prune(1)
+    assert steps_of(store) == [10]  # it counts again
 
 
 def test_one_that_cannot_be_read_for_now_counts_as_before(tmp_path, save, monkeypatch):
@@ -546,3 +557,82 @@ def test_sizes_alone_do_not_find_a_flipped_bit_and_digests_do(tmp_path, save):
     assert verify(LocalFileSystem(), folder, digests=False).step == 10
     with pytest.raises(BrokenCheckpointError, match="another sha256"):
         verify(LocalFileSystem(), folder)
+
+
+def test_a_checkpoint_that_stays_unreadable_is_named_and_holds_up_no_removal(tmp_path, save, monkeypatch):
+    url, cat = str(tmp_path), LocalFileSystem.cat_file
+    for step in (10, 20, 30, 40):
+        store = save(url, step)
+    bad = store._checkpoints()[1]
+
+    def fail(self, path, *args, **kwargs):
+        if bad in path:
+            raise OSError(5, "Input/output error")
+        return cat(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        store.prune(1)
+    assert steps_of(store) == [30, 40]
+    shutil.rmtree(store._checkpoints()[0])
+    with pytest.raises(OSError, match=rf"the checkpoint {bad} cannot be read .*move it away to go on from"):
+        newest_step(store)
+
+
+def test_a_file_that_changes_on_its_way_from_a_bucket_is_not_read(save):
+    store = save("memory://changes-on-its-way", 10)
+    newest, fs = store.newest(pytest.fail), fsspec.filesystem("memory")
+    with store.fetched(newest, LEARNER) as file:
+        assert read_rounds(file)
+    get = fs.get_file
+
+    def flip(path, local):
+        get(path, local)
+        content = bytearray(Path(local).read_bytes())
+        content[-1] ^= 1
+        Path(local).write_bytes(content)
+
+    fs.get_file = flip
+    try:
+        with pytest.raises(OSError, match="other bytes here than there"), store.fetched(newest, LEARNER):
+            pass
+    finally:
+        del fs.get_file
+        fs.rm("/changes-on-its-way", recursive=True)
+
+
+def test_a_process_that_may_open_no_more_files_is_told_so_and_leaves_no_folder(tmp_path, monkeypatch):
+    """It can make folders all the same, and must not go on to."""
+
+    def fail(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fail)
+        with pytest.raises(OSError, match="no folder can be locked"):
+            Staging()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_old_or_new_and_never_a_part(tmp_path, small_files):
+    file = tmp_path / "metrics.json"
+    write_json(file, {"scores": 1})
+    with small_files(), pytest.raises(OSError, match="too large"):
+        write_json(file, {"scores": "a" * 2**17})
+    assert json.loads(file.read_text()) == {"scores": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_without_its_checkpoints_is_never_begun_anew(tmp_path, resume):
+    config = small_run(output=str(tmp_path))
+    folder = tmp_path / config.name
+    folder.mkdir()
+    for name in ("metrics.json", "metrics.jsonl", "tracking.json"):
+        (folder / name).write_text("{}\n")
+    expected = "holds a run already" if not resume else "is finished and has none"
+    with pytest.raises(ConfigError, match=expected):
+        distill(config, resume=resume)
+    assert (folder / "metrics.json").read_text() == "{}\n"
+    assert (folder / "metrics.jsonl").exists()

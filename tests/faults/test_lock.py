@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import fsspec
+import psutil
 import pytest
 
 from ddil_ray.errors import ConfigError, RunFailedError
@@ -313,3 +314,25 @@ def test_a_storage_that_fails_while_another_process_is_waited_for_is_one_message
     s3.always("403", only=of_lock("GET"))
     with pytest.raises(ConfigError, match=r"`output` must be .*lock.json failed: Access Denied"):
         RunLock(bucket, pytest.fail).wait(1)
+
+
+def test_a_beat_of_the_future_is_watched_as_one_of_the_past(folder):
+    """The owner's clock was two hours ahead, and its machine died."""
+    write(folder, beat=time.time() + 7200)
+    said = []
+    with RunLock(folder, said.append, beat_s=0.1):
+        assert content(folder)["token"] != "other"
+    assert "was active on far" in said[0]
+
+
+def test_a_process_lives_on_when_the_clock_is_set(folder, other, monkeypatch):
+    """psutil tells when a process began by the clock, whose every step moves that."""
+    begun = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: begun(process) + 3600)
+    with pytest.raises(ConfigError, match="is active on"), RunLock(folder, pytest.fail, beat_s=60):
+        pass
+
+
+def test_the_field_of_the_folder_is_named(folder, other):
+    with pytest.raises(ConfigError, match=r"^`output` must be that of no .* or choose another `output`"):
+        RunLock(folder, pytest.fail, field="output").__enter__()

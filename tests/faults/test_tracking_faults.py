@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -411,3 +412,20 @@ def _until(condition, timeout_s=60):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_copy_of_a_run_under_another_name_is_tracked_as_a_run_of_its_own(tmp_path, uri, caplog):
+    """As docs/run-folder.md says to copy one, to go on from an older checkpoint."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    _track(first, uri, range(40))
+    shutil.copytree(first, second)
+    background = _background(second, uri, run=replace(RUN, name="second"))
+    background.start()
+    Journal(second / "metrics.jsonl").append([_record(40)])
+    assert background.finish("finished") is None
+    client, runs = MlflowClient(uri), {run.info.run_name: run.info.run_id for run in _runs(uri)}
+    assert {"a-run", "second"} <= set(runs)
+    steps = {name: [m.step for m in client.get_metric_history(runs[name], "loss")] for name in ("a-run", "second")}
+    assert steps == {"a-run": list(range(40)), "second": list(range(41))}
+    assert "This run was called a-run, and is tracked anew as second" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -36,6 +37,8 @@ from ddil_ray.data.prepared import read_index
 from ddil_ray.errors import ConfigError, DataError, RunFailedError
 from ddil_ray.models import find_pipeline
 from ddil_ray.prepare import begin, fill, new_job
+from ddil_ray.runtime.lock import RunLock
+from ddil_ray.runtime.prepare import prepare as prepare_on_ray
 from ddil_ray.tracking import View
 
 
@@ -404,3 +407,15 @@ def test_mistakes_are_one_message(teacher, tmp_path, monkeypatch, write, more, e
     tree = settings(teacher, tmp_path / "source", tmp_path / "out").model_dump() | more
     with pytest.raises((ConfigError, DataError), match=expected):
         prepare(type(settings(teacher, "", "")).model_validate(tree))
+
+
+def test_an_output_in_which_another_process_works_is_refused(teacher, plain, tmp_path):
+    """Else the second removes what the first has not finished, and both tell that all is there."""
+    job = new_job(settings(teacher, plain[0], tmp_path / "out"))
+    begin(job)
+    place = SimpleNamespace(fs=job.store.fs, root=job.store.root, url=job.store.url, others=False)
+    with (
+        RunLock(place, pytest.fail, field="output"),
+        pytest.raises(ConfigError, match=r"`output` must be that of no run that is active, but .*process"),
+    ):
+        prepare_on_ray(job, view=View())

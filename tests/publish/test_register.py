@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from commands import run
+from mlflow.tracking import MlflowClient
 from registered import finished_run
 
+from ddil_ray.errors import ConfigError
 from ddil_ray.publish.registry import registry_of, student_of_run
+from ddil_ray.tracking import TRACKERS
 
 PASSWORD = "correct horse battery"  # pragma: allowlist secret
 
@@ -138,3 +142,48 @@ def test_the_same_student_has_the_same_key_and_another_one_or_other_scores_have_
     )
     assert first == same
     assert len({first, rescored, other}) == 3
+
+
+@pytest.mark.parametrize("named", [None, "http://127.0.0.1:1", "https://127.0.0.1"])
+@pytest.mark.parametrize("who", ["USERNAME", "PASSWORD", "TOKEN"])
+def test_credentials_go_to_no_server_that_a_config_names_but_they_are_not_for(
+    capsys, tmp_path, monkeypatch, answering, named, who
+):
+    """Neither from a run nor where its student is registered; a config may be from others."""
+    answer, sent = answering
+    monkeypatch.setenv(f"MLFLOW_TRACKING_{who}", PASSWORD)
+    if named is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+    uri = answer(401)
+    refused = r"must be the server that MLFLOW_TRACKING_USERNAME and .* are for"
+    with pytest.raises(ConfigError, match=f"`tracking.uri` {refused}"):
+        TRACKERS["mlflow"](uri=uri, experiment="e", timeout_s=5.0).check(reach=True)
+    student = student_of_run(finished_run(tmp_path, "a", kid=0.01, settings=[f"tracking.uri={uri}"]))
+    with pytest.raises(ConfigError, match=f"`--uri` {refused}") as error:
+        registry_of(student.run, None)
+    assert PASSWORD not in str(error.value)
+    assert sent == []
+    assert registry_of(student.run, uri) == uri  # whoever gives the command trusts it
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/mlflow")
+    assert registry_of(student.run, None) == uri
+    with pytest.raises(ConfigError, match=r"`tracking.uri` must be reached"):
+        TRACKERS["mlflow"](uri=uri, experiment="e", timeout_s=5.0).check(reach=True)
+    assert len(sent) == 1
+
+
+def test_a_student_whose_training_was_deleted_in_mlflow_is_registered_with_a_run_of_its_own(capsys, tmp_path):
+    uri, folder = f"sqlite:///{tmp_path}/mlflow.db", finished_run(tmp_path, "a", kid=0.01)
+    client = MlflowClient(uri)
+    tracked = client.create_run("0").info.run_id
+    client.delete_run(tracked)
+    (tmp_path / "a" / "tracking.json").write_text(json.dumps({"run_id": tracked}))
+    for new in (True, False):
+        code, out, err = run(capsys, "register", folder, "--name", "n", "--uri", uri, "--json")
+        assert code == 0, err
+        assert json.loads(out)["new"] is new
+    (version,) = client.search_model_versions("name = 'n'")
+    assert version.run_id != tracked
+    assert (
+        len(client.search_logged_models(["0", version.run_id and client.get_run(version.run_id).info.experiment_id]))
+        == 1
+    )

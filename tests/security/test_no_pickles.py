@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,10 @@ RULES = {
         and "Tokenizer" not in call
         and given.get("use_safetensors") != "True"
     ),
-    "{} of remote code or pickles": lambda call, given: bool(REMOTE & set(given)),
+    "{} of remote code or pickles": lambda call, given: any(given.get(name, "False") != "False" for name in REMOTE),
+    "{} without trust_remote_code=False": lambda call, given: (
+        bool(re.search(r"\bAuto\w+\.from_pretrained$", call)) and given.get("trust_remote_code") != "False"
+    ),
 }
 """What a call must not be, by what is said of it; from its name, and its keyword arguments as they are written."""
 
@@ -75,6 +79,8 @@ def test_no_module_runs_what_it_reads(path):
         "subprocess.run(t, shell=True)",
         "UNet2DModel.from_pretrained(f)",
         "DiffusionPipeline.from_pretrained(f, use_safetensors=True, trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained(f)",
+        "AutoModel.from_pretrained(f, use_safetensors=True)",
         "DiffusionPipeline.download(f, custom_pipeline=x)",
         "np.load(f, allow_pickle=True)",
     ],
@@ -135,6 +141,74 @@ def test_a_pipeline_whose_parts_are_others_code_is_refused(tmp_path, library):
     (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": [library, "Scheduler"]}))
     with pytest.raises(ConfigError, match=r"`teacher.model` must be made of parts of diffusers and transformers"):
         load_model(str(folder))
+
+
+CODE = "raise SystemExit('it ran')"
+
+
+def _index(folder, **parts):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, **parts}))
+
+
+def _settings(path, **settings):
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **settings}))
+
+
+SMUGGLED = {
+    "a module beside the part's settings": (
+        lambda folder: (folder / "scheduler" / "diffusers.py").write_text(CODE),
+        "holds scheduler/diffusers.py",
+    ),
+    "a module below it": (
+        lambda folder: [(folder / "vae" / "unet").mkdir(), (folder / "vae" / "unet" / "mine.py").write_text(CODE)],
+        "holds vae/unet/mine.py",
+    ),
+    "a text in the place of a part": (lambda folder: _index(folder, scheduler="aX"), "names 'aX' as its scheduler"),
+    "a pipeline as a part": (
+        lambda folder: _index(folder, scheduler=["diffusers", "DiffusionPipeline"]),
+        "holds another pipeline, DiffusionPipeline",
+    ),
+    "a pipeline in the folder of a part": (
+        lambda folder: _settings(folder / "vae" / "model_index.json", unet=["mine", "Net"]),
+        "holds vae/model_index.json",
+    ),
+    "code that transformers would ask for": (
+        lambda folder: _settings(folder / "text_encoder" / "config.json", auto_map={"AutoModel": "mine.Net"}),
+        r"names code of its own \(auto_map\) in text_encoder/config.json",
+    ),
+    "pickles behind an index": (
+        lambda folder: _settings(
+            folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", weight_map={"w": "w.bin"}
+        ),
+        "names the weights w.bin in unet/",
+    ),
+    "weights elsewhere behind an index": (
+        lambda folder: _settings(
+            folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", weight_map={"w": "../../w.safetensors"}
+        ),
+        "names the weights ../../w.safetensors in unet/",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SMUGGLED)
+def test_a_pipeline_folder_that_holds_code_is_refused_before_anything_loads_it(tmp_path, what):
+    folder = save_pipeline("stable_diffusion", tmp_path)
+    assert load_model(str(folder)).latent
+    smuggle, said = SMUGGLED[what]
+    smuggle(folder)
+    for load in (load_model, find_pipeline):
+        with pytest.raises(ConfigError, match=rf"`teacher.model` must be made of parts of .*{said}"):
+            load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["DiffusionPipeline", "Nothing", None, ["AutoencoderKL"]])
+def test_an_autoencoder_is_a_network_of_diffusers(tmp_path, name):
+    folder = save_pipeline("stable_diffusion", tmp_path)
+    _settings(folder / "vae" / "config.json", _class_name=name)
+    with pytest.raises(ConfigError, match="is no network of diffusers"):
+        load_codec(folder)
 
 
 def test_a_part_of_diffusers_own_pipelines_is_taken(tmp_path):

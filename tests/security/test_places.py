@@ -6,7 +6,10 @@ import io
 import json
 import os
 import tarfile
+import zlib
 
+import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,11 +29,14 @@ from ddil_ray.data import load_images
 from ddil_ray.data.pixels import open_picture
 from ddil_ray.data.prepared import Index, PreparedPrompts
 from ddil_ray.errors import ConfigError, DataError
+from ddil_ray.folder import RunFolder
 from ddil_ray.models import load_model
+from ddil_ray.models.fetch import fetch_url
 from ddil_ray.places import SCHEMES, TRACKING_SCHEMES, allowed, is_below
 from ddil_ray.prepare.rows import Row
 from ddil_ray.prepare.sources import open_source
 from ddil_ray.publish.folder import pipeline_folder
+from ddil_ray.runtime.run import distill
 from ddil_ray.runtime.scaling import scale
 
 ELSEWHERE = [
@@ -235,3 +241,63 @@ def test_an_image_of_a_kind_that_needs_another_program_is_refused():
     Image.new("RGB", (8, 8)).save(content, "EPS")
     with pytest.raises(DataError, match="must hold readable images"):
         open_picture(content.getvalue(), name="a.png")
+
+
+def test_files_of_a_bucket_whose_names_lead_out_of_it_are_not_fetched(tmp_path, monkeypatch):
+    """As S3 takes any name, and not every fsspec refuses it."""
+    monkeypatch.setenv("DDIL_RAY_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/led-out/model_index.json", b"{}")
+    memory.store["/led-out/../../../out.txt"] = memory.store["/led-out/model_index.json"]
+    try:
+        with pytest.raises(ConfigError, match=r"`teacher.model` must be .*'\.\./\.\./\.\./out.txt' leads out of it"):
+            fetch_url("memory://led-out")
+        assert not [path for path in tmp_path.rglob("*") if path.name == "out.txt"]
+        del memory.store["/led-out/../../../out.txt"]
+        memory.pipe_file("/led-out/unet/config.json", b"{}")
+        local = fetch_url("memory://led-out")
+        assert {path.relative_to(local).as_posix() for path in local.rglob("*.json")} == {
+            "model_index.json",
+            "unet/config.json",
+        }
+    finally:
+        memory.rm("/led-out", recursive=True)
+
+
+@pytest.mark.parametrize("of", ["a file", "a folder", "a checkpoint"])
+def test_a_run_folder_with_a_link_that_leads_out_is_refused_before_anything_is_touched(tmp_path, of):
+    """It may be from others: a run removes checkpoints in it, writes over its files, and sends them to the tracker."""
+    config, outside = small_run(output=str(tmp_path / "runs")), tmp_path / "mine"
+    folder = tmp_path / "runs" / config.name
+    (folder / "checkpoints" / "attempt-1").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "key").write_text("secret")
+    link = {
+        "a file": folder / "environment.json",
+        "a folder": folder / "samples",
+        "a checkpoint": folder / "checkpoints" / "attempt-1" / "checkpoint_0000-aaaaaa_00000001",
+    }[of]
+    link.symlink_to(outside / "key" if of == "a file" else outside)
+    with pytest.raises(DataError, match=rf"`output` must hold what it consists of, but \S+{link.name} is a link to"):
+        distill(config, resume=True)
+    assert (outside / "key").read_text() == "secret"
+    assert [path.name for path in folder.iterdir() if path.name == "lock.json"] == []
+    link.unlink()
+    link.symlink_to(folder / "checkpoints")
+    RunFolder(config.output, config.name).check_links()
+
+
+def test_images_of_too_many_pixels_are_refused_by_their_header_alone():
+    """A file of 200 bytes that says it has 2 ** 30 pixels."""
+    content = bytearray(picture(8, 8))
+    content[16:24] = (2**15).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    with pytest.raises(DataError, match="decompression bomb"):
+        open_picture(bytes(content), name="a.png")
+
+
+def test_pictures_of_16_bits_keep_their_greys():
+    deep = np.array([[0, 128, 129, 257, 32767, 65535]], dtype=np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(deep).save(file, "PNG")
+    assert np.asarray(open_picture(file.getvalue(), name="a.png")).tolist() == [[0, 0, 1, 1, 127, 255]]

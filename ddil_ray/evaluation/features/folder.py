@@ -49,7 +49,7 @@ def load_folder(folder: str) -> tuple[nn.Module, int]:
         ) from error
     preprocessing = load_preprocessing(folder, field="evaluation.features")
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(
             f"`evaluation.features` must be a folder that transformers' AutoModel can load, with safetensors weights, "
