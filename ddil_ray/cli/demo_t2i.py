@@ -127,13 +127,12 @@ def _draw(folder: Path, prompts: Sequence[str], models: Mapping[str, tuple[str, 
     """
     import torch
 
-    from ddil_ray.evaluation import exported_sampler
+    from ddil_ray.evaluation import draw, exported_sampler
     from ddil_ray.models import load_model
     from ddil_ray.results import save_prompted
 
     for name, (pipeline, steps, w) in models.items():
         model = load_model(pipeline)
         model.ask(prompts)
-        noise = torch.randn(len(prompts), *model.sample_shape, generator=torch.Generator().manual_seed(_SEED))
-        images = exported_sampler(model, steps, w=w)(noise, torch.arange(len(prompts)), seed=_SEED)
+        images = draw(model, exported_sampler(model, steps, w=w), torch.arange(len(prompts)), seed=_SEED)
         save_prompted(images, prompts, folder / _NEW, name)

@@ -148,7 +148,9 @@ class Threshold(Group):
     """Where the teacher's x_0 is brought back to the data's range ("reflected")."""
 
     mode: Literal["none", "static", "per_channel", "dynamic"] = "none"
-    bound: Positive = Field(1.0, description="static, dynamic: largest |x_0|")
+    bound: Positive = Field(
+        1.0, description="static, dynamic: largest |x_0|; to be set where the teacher works on latents"
+    )
     quantile: Annotated[float, Field(gt=0.5, le=1), NoBool] = 0.9995
     margin: NonNegative = Field(0.1, description="per_channel: widening of the range by this share")
     applies_to: Literal["teacher", "target", "both"] | None = Field(

@@ -53,6 +53,11 @@ class Schedule(Group):
                 "prediction_type must be v_prediction or sample where rescale_betas_zero_snr is true, as at t = 1 the "
                 "noise says nothing of the image, but is epsilon"
             )
+        if self.prediction_type == "epsilon" and self.beta_schedule == "squaredcos_cap_v2":
+            raise ValueError(
+                "prediction_type must be v_prediction or sample where beta_schedule is squaredcos_cap_v2, which leaves "
+                "next to no image at t = 1, but is epsilon"
+            )
         return self
 
 

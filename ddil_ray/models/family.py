@@ -38,6 +38,11 @@ __all__ = [
 ]
 
 
+_LEAST_SIGNAL = 1e-3
+"""Least alpha(1) of schedules that epsilon prediction is distilled on: Stable Diffusion's is .068, DDPM's .006, but
+that of squaredcos_cap_v2 is 5e-5."""
+
+
 class TextEncoder(ABC):
     """The text encoders of a pipeline, as one: texts to the embeddings that the family's network reads."""
 
@@ -213,7 +218,9 @@ def checked_prediction(scheduler_config: dict[str, Any], schedule: NoiseSchedule
     """The prediction type of a scheduler config.
 
     Raises:
-        ConfigError: epsilon prediction over a schedule with no signal at t = 1, where x_0 is not determined.
+        ConfigError: epsilon prediction over a schedule with next to no signal at t = 1, where all sampling begins: x_0
+            is not determined there, or errors of the network are multiplied by thousands (Lin et al. 2024,
+            arXiv:2305.08891, section 3.1).
     """
     kind = scheduler_config.get("prediction_type", "epsilon")
     if kind not in {prediction.value for prediction in Prediction}:
@@ -222,10 +229,12 @@ def checked_prediction(scheduler_config: dict[str, Any], schedule: NoiseSchedule
             f"but is {kind!r} instead. Use another teacher."
         )
     prediction = Prediction(kind)
-    if prediction is Prediction.EPSILON and float(schedule.alpha(torch.ones(1))) < 1e-6:
+    signal = float(schedule.alpha(torch.ones(1)))
+    if prediction is Prediction.EPSILON and signal < _LEAST_SIGNAL:
         raise ConfigError(
             "`prediction_type` of a teacher with zero terminal SNR must be `v_prediction` or `sample`, but is "
-            "`epsilon` instead: at t = 1 the noise says nothing of the image. Use another teacher, or one trained "
-            "without `rescale_betas_zero_snr`."
+            f"`epsilon` instead: at t = 1 the noise says nothing of the image, as alpha is {signal:.1g} there. Use "
+            "another teacher, or one trained on a schedule that ends in some signal, as scaled_linear without "
+            "`rescale_betas_zero_snr`."
         )
     return prediction

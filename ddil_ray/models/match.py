@@ -19,6 +19,8 @@ from ddil_ray.models import Family, find_pipeline, load_model
 from ddil_ray.models.family import checked_prediction, read_config
 from ddil_ray.models.model import DiffusionModel
 
+_END = "set_alpha_to_one"
+
 __all__ = ["check_pipelines", "check_student", "load_measured", "load_student", "said_of"]
 
 _TIMES = 101
@@ -80,11 +82,19 @@ def load_student(spec: str, teacher: DiffusionModel) -> DiffusionModel:
         student = load_model(spec)
     student = _sized(student, teacher)
     check_student(student, teacher)
-    student.schedule = teacher.schedule  # also where the two differ by diffusers' conventions for t = 0
+    student.schedule = teacher.schedule  # also where the two differ by diffusers' convention for t = 0
+    if student.scheduler_config and teacher.scheduler_config:
+        student.scheduler_config = _with_end_of(student.scheduler_config, teacher.scheduler_config)
     student.bind(getattr(teacher.network, "bank", None))
     if student.family is not None and teacher.family is not None and student.family.name == teacher.family.name:
         student.folder = teacher.folder
     return student
+
+
+def _with_end_of(own: dict[str, Any], teachers: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's settings with the teacher's convention for t = 0, which the student learns."""
+    kept = {name: value for name, value in own.items() if name != _END}
+    return kept | ({_END: teachers[_END]} if _END in teachers else {})
 
 
 def _sized(model: DiffusionModel, teacher: DiffusionModel) -> DiffusionModel:

@@ -48,6 +48,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     for reader in readers.values():
         reader.start()  # the streams' actors start while this process loads its models
     learner = _learner(context)
+    if rank:  # weights are equal, and dropout is each rank's own
+        torch.manual_seed(recipe.config.seed + (rank << 32))
     newest, group = _agreed(settings["store"], context, rank)
     state = None if newest is None else load_state(settings["store"], newest, learner.parallel, rank, ranks)
     phases = len(learner.objective.phases)

@@ -101,11 +101,11 @@ States = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def forward_states(context: SourceContext, phase: Phase, request: StateRequest) -> States:
-    """Forward-diffused data: x_t = alpha x_0 + sigma eps, walking the data in a new order each epoch."""
+    """Forward-diffused data: x_t = alpha x_0 + sigma eps, walking the data in a new order each epoch and phase."""
     assert context.images is not None
     generator, size = request.generator(), len(context.images)
     position = request.index * request.rows + np.arange(request.rows)
-    rows = torch.from_numpy(_epoch_order(request.seed, position, size))
+    rows = torch.from_numpy(_epoch_order(request, position, size))
     x_0 = context.images.index_select(0, rows)
     t = phase.law.quantile(torch.rand(request.rows, generator=generator, dtype=torch.float64))
     eps = torch.randn(x_0.shape, generator=generator)
@@ -116,19 +116,19 @@ def forward_states(context: SourceContext, phase: Phase, request: StateRequest) 
     return x_t, t, context.conditions.pool[rows], w
 
 
-def _epoch_order(seed: int, position: np.ndarray, size: int) -> np.ndarray:
-    """Row of the data at each position of an endless walk that visits every row once per epoch."""
+def _epoch_order(request: StateRequest, position: np.ndarray, size: int) -> np.ndarray:
+    """Row of the data at each position of a phase's endless walk that visits every row once per epoch."""
     rows = np.empty_like(position)
     for epoch in np.unique(position // size):
         inside = position // size == epoch
-        rows[inside] = _order_of(seed, int(epoch), size)[position[inside] % size]
+        rows[inside] = _order_of(request.seed, int(epoch), request.phase, size)[position[inside] % size]
     return rows
 
 
 @functools.lru_cache(maxsize=2)
-def _order_of(seed: int, epoch: int, size: int) -> np.ndarray:
+def _order_of(seed: int, epoch: int, phase: int, size: int) -> np.ndarray:
     """The order of one epoch; kept, since an epoch is many blocks, and two of them may meet in one."""
-    order = np.random.default_rng((seed, epoch)).permutation(size)
+    order = np.random.default_rng((seed, epoch, phase)).permutation(size)
     order.flags.writeable = False
     return order
 

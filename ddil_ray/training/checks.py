@@ -17,12 +17,16 @@ from ddil_ray.prompts import Embeddings, EmbeddingSource
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.prior import SourcePriors
 
+_SIGMA_DATA = 0.5
+"""Of diffusers' LCMScheduler."""
+
 __all__ = [
     "check_embeddings",
     "check_exported_grid",
     "check_imageless",
     "check_sampled_steps",
     "check_student_guidance",
+    "check_threshold",
     "discriminated_layer",
 ]
 
@@ -42,6 +46,21 @@ def check_imageless(config: RunConfig, priors: SourcePriors, data: ImageData) ->
     wrong = [rule for rule, broken in needs.items() if broken]
     if wrong:
         raise DataError(f"{', '.join(wrong)} where there are no images, but {data.name} has prompts alone.")
+
+
+def check_threshold(config: RunConfig, teacher: DiffusionModel) -> None:
+    """Check that a bound of pixels is not put on latents, whose values go far beyond it.
+
+    Raises:
+        ConfigError: it would be.
+    """
+    threshold = config.threshold
+    if teacher.latent and threshold.mode in ("static", "dynamic") and "bound" not in threshold.model_fields_set:
+        raise ConfigError(
+            f"`threshold.bound` must be set where `threshold.mode` is {threshold.mode} and the teacher works on "
+            f"latents, but is not, and {threshold.bound:g} is the range of pixels. Set it, or "
+            "`threshold.mode=per_channel`, which takes the range from the data."
+        )
 
 
 def check_student_guidance(config: RunConfig) -> None:
@@ -137,10 +156,17 @@ def _gives_features(student: DiffusionModel, layer: str) -> bool:
 
 
 def check_exported_grid(kind: str, objective: Objective, student: DiffusionModel) -> None:
-    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly.
+    """LCMScheduler rounds its grid down to whole timesteps, so that only divisors of their number are met exactly, and
+    knows one `sigma_data`.
 
     Schedules of flow matching have no timesteps to round to.
     """
+    sigma_data = getattr(objective, "sigma_data", _SIGMA_DATA)
+    if sigma_data != _SIGMA_DATA and student.scheduler_config and not isinstance(student.schedule, RectifiedFlow):
+        raise ConfigError(
+            f"`objective.sigma_data` must be {_SIGMA_DATA:g} for a student that diffusers samples, whose LCMScheduler "
+            f"knows no other, but is {sigma_data:g} instead. Leave it out."
+        )
     if objective.lcm_scheduler is None or not student.scheduler_config or isinstance(student.schedule, RectifiedFlow):
         return
     grid = int(objective.lcm_scheduler["original_inference_steps"])

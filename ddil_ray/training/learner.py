@@ -50,6 +50,7 @@ class Learner:
         self.skipped = 0
         """Steps that were left out because a loss or a gradient was not finite."""
         self._skipped_in_a_row = 0  # since the student last moved
+        self._left_out = 0  # of these, steps in which it should have moved
         self._restart()
 
     def start(self, phase: Phase) -> None:
@@ -66,8 +67,8 @@ class Learner:
         Raises:
             RunFailedError: the last steps were left out, so that the student is what it was when losses went wrong.
         """
-        if self._skipped_in_a_row:
-            raise RunFailedError(_diverged("its last steps", self._skipped_in_a_row))
+        if self._left_out:
+            raise RunFailedError(_diverged("its last steps", self._left_out))
         weights = self.parallel.gather(self.ema.weights())
         if weights is not None:
             self.rounds[self.phase.student_steps] = {k: v.cpu().clone() for k, v in weights.items()}
@@ -110,7 +111,7 @@ class Learner:
         norms = {role: optimizer.norm() for role, optimizer in self.optimizers.items() if moved[role]}
         if self._sound(outputs, norms):
             if losses:  # a critic that goes on says nothing of a student that does not
-                self._skipped_in_a_row = 0
+                self._skipped_in_a_row = self._left_out = 0
             metrics |= outputs[-1].metrics
             if losses:
                 metrics |= _losses_by_origin(torch.cat(losses), batch.origin)
@@ -161,6 +162,7 @@ class Learner:
     def _count_skipped(self, outputs: Sequence[LossOutput]) -> None:
         self.skipped += 1
         self._skipped_in_a_row += 1
+        self._left_out += any(output.per_row is not None for output in outputs)
         if self._skipped_in_a_row > self.settings.max_skipped:
             raise RunFailedError(_diverged(_what_is_wrong(outputs), self._skipped_in_a_row))
 

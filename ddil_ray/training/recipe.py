@@ -30,6 +30,7 @@ from ddil_ray.training.checks import (
     check_imageless,
     check_sampled_steps,
     check_student_guidance,
+    check_threshold,
     discriminated_layer,
 )
 from ddil_ray.training.loop import LoopSettings
@@ -253,6 +254,7 @@ class Recipe:
         teacher = teacher or self.load_teacher()
         check_placement(teacher, self.config)
         check_sampled_steps(self.config, teacher)
+        check_threshold(self.config, teacher)
         data = self.load_data(teacher) if data is None else data
         prompts = self.prompts(teacher, data)
         teacher.bind(prompts.bank() if prompts else None)

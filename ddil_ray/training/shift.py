@@ -26,6 +26,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,8 @@ class ProbeRows:
     """(P, N) bool exchanges of `energy_test`."""
     seed: int = 0
     """Of the noise that the student's sampler adds on its way."""
+    projection_seed: int = 1
+    """Of the directions that samples are projected on."""
 
     @classmethod
     def draw(cls, images: Tensor, conditions: Conditions, *, num_samples: int, seed: int) -> ProbeRows:
@@ -83,20 +86,21 @@ class ProbeRows:
             num_samples: N.
             seed: of evaluation, never that of training.
         """
-        (own,) = np.random.SeedSequence((seed, _SEED_SPACE)).generate_state(1, np.uint64)
-        own = int(own) >> 1
-        generator = torch.Generator().manual_seed(own)
+        own = np.random.SeedSequence((seed, _SEED_SPACE)).generate_state(3, np.uint64) >> 1
+        of_rows, on_the_way, of_projection = map(int, own)
+        generator = torch.Generator().manual_seed(of_rows)
         rows = torch.randperm(len(images), generator=generator)[:num_samples]
         x_0 = images[rows]
         eps, noise = torch.randn(2, *x_0.shape, generator=generator, dtype=x_0.dtype)
         w = conditions.draw_guidance(len(rows), generator)
         swaps = torch.rand(_EXCHANGES, len(rows), generator=generator) < 0.5
-        return cls(x_0, eps, noise, conditions.pool[rows], w, swaps, own)
+        return cls(x_0, eps, noise, conditions.pool[rows], w, swaps, on_the_way, of_projection)
 
     def to(self, device: torch.device | str) -> ProbeRows:
         """These rows on `device`."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "seed"}
-        return ProbeRows(**tensors, seed=self.seed)
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in values}
+        return ProbeRows(**moved)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class ShiftProbe:
         self._range = PerChannelThreshold(tuple(images.amin(beside).tolist()), tuple(images.amax(beside).tolist()))
         size = rows.x_0[0].numel()
         # Divided by the root of its columns' number it keeps the squared length of a shift, on average.
-        entries = torch.randn(size, _FRECHET_SIZE, generator=torch.Generator().manual_seed(rows.seed))
+        entries = torch.randn(size, _FRECHET_SIZE, generator=torch.Generator().manual_seed(rows.projection_seed))
         self._projection = entries.double() / math.sqrt(_FRECHET_SIZE) if size > _FRECHET_SIZE else None
 
     @torch.no_grad()

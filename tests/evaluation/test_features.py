@@ -28,6 +28,10 @@ def corners(): return Corners()
 def maps(): return torch.nn.Identity()
 def colours_only(): return torch.nn.Conv2d(3, 4, 1)
 def dictionary(): return {}
+class Masking(torch.nn.Module):
+    def forward(self, images):
+        return images.flatten(1) * torch.rand(1)
+def masking(): return Masking()
 def needs_more(size): return Corners()
 """
 
@@ -90,6 +94,7 @@ def test_a_factory_is_the_users_own_network(users_module):
         ("dictionary", r"must return a torch.nn.Module, but returned dict instead"),
         ("maps", r"must map images \(N, 1, 8, 8\) to rows \(N, D\), but .* gave shape \(2, 1, 8, 8\)"),
         ("colours_only", r"must map images \(N, 1, 8, 8\) to rows \(N, D\), but .* failed on two images"),
+        ("masking", r"the same each time, but .*:masking gave other ones when it was asked again"),
         ("needs_more", r"must name an importable factory without arguments"),
         ("nothing", r"must name an importable factory without arguments"),
     ],
@@ -144,3 +149,31 @@ def test_inception_says_what_to_install():
 def test_inception_weights_must_be_a_file():
     with pytest.raises(ConfigError, match=r"`evaluation.feature_weights` must be a file, but is '/nowhere'"):
         load_features("inception", DATA, weights="/nowhere")
+
+
+def test_a_folder_without_weights_of_a_pooler_gives_the_class_token_the_same_each_time(tmp_path):
+    """As DINO's: transformers would make up the pooler's weights, anew at each load."""
+    from transformers import ViTModel
+
+    whole = vit_folder(tmp_path)
+    bare = ViTModel(whole.config, add_pooling_layer=False)
+    bare.load_state_dict(whole.state_dict(), strict=False)
+    bare.save_pretrained(tmp_path)
+    first, second = (load_features(str(tmp_path), DATA)(DATA.images[:5]) for _ in range(2))
+    assert torch.equal(first, second)
+    pixels = load_preprocessing(str(tmp_path), field="f")(DATA.images[:5])
+    with torch.no_grad():
+        assert torch.allclose(first, bare.eval()(pixels).last_hidden_state[:, 0], atol=1e-6)
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    vit_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(file).items() if "embeddings.cls_token" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ConfigError, match=r"must be a folder with all weights of its model.*lacks 1 of them, embeddings"
+    ):
+        load_features(str(tmp_path), DATA)

@@ -225,6 +225,18 @@ def test_a_phase_does_not_end_with_steps_that_were_left_out():
         learner.finish()
 
 
+def test_a_phase_may_end_with_a_step_that_only_a_critic_missed():
+    learner, batch = _learner(objective=DMD2)
+    while "loss" not in learner.update(batch):
+        pass
+    learner.update(_poisoned(batch))  # the student rests
+    assert learner.skipped == 1
+    learner.finish()
+    learner.update(_poisoned(batch))
+    with pytest.raises(RunFailedError, match="must stay finite"):
+        learner.finish()
+
+
 # Actors that die, hang, run out of memory -----------------------------------------------------------------------
 
 

@@ -12,10 +12,11 @@ from runs import small_run
 from tiny import save_pipeline
 from worlds import WORDS, asked, tiny_teacher
 
-from ddil_ray.diffusion.schedule import CosineVP
+from ddil_ray.diffusion.schedule import CosineVP, schedule_from_diffusers
 from ddil_ray.diffusion.solver import sample
 from ddil_ray.diffusion.timegrid import uniform_grid
 from ddil_ray.errors import ConfigError
+from ddil_ray.export import student_scheduler
 from ddil_ray.models import load_model
 from ddil_ray.models.match import check_pipelines, check_student, load_measured, load_student
 from ddil_ray.models.unet import new_unet
@@ -114,7 +115,10 @@ def test_conventions_for_the_clean_end_are_no_difference(tmp_path, teacher):
     folder = saved(tmp_path)
     config = DDIMScheduler.load_config(folder / "scheduler")
     DDIMScheduler.from_config({**config, "set_alpha_to_one": False}).save_pretrained(folder / "scheduler")
-    assert load_student(str(folder), teacher).schedule is teacher.schedule
+    student = load_student(str(folder), teacher)
+    assert student.schedule is teacher.schedule
+    exported = schedule_from_diffusers(student_scheduler(student, torch.tensor([1.0, 0.5, 0.0]), None).config)
+    assert torch.equal(exported.alpha(torch.zeros(1)), teacher.schedule.alpha(torch.zeros(1)))  # which it has learned
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
+from ddil_ray.diffusion.prediction import Prediction
 from ddil_ray.errors import ConfigError
 from ddil_ray.export import save_model_folder
 from ddil_ray.models import load_model, student_of
@@ -119,9 +120,22 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         load_model("ddil_ray.testing:tiny_model", weights=str(tmp_path / "w.safetensors"))
 
 
-def test_epsilon_without_terminal_signal_is_refused():
-    with pytest.raises(ConfigError, match=r"`prediction_type`.*zero terminal SNR.*`epsilon`"):
-        teacher_model(prediction_type="epsilon", rescale_betas_zero_snr=True)
+@pytest.mark.parametrize(
+    ("schedule", "signal"),
+    [
+        ({"rescale_betas_zero_snr": True}, "0"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "5e-05"),
+        ({"beta_schedule": "linear", "num_train_timesteps": 2000}, "4e-05"),
+    ],
+)
+def test_epsilon_without_terminal_signal_is_refused(schedule, signal):
+    """Its errors are multiplied by 1 / alpha(1) where sampling begins: by 20,000 in the second."""
+    with pytest.raises(
+        ConfigError, match=rf"`prediction_type`.*zero terminal SNR.*`epsilon`.* alpha is {signal} there"
+    ):
+        teacher_model(prediction_type="epsilon", **schedule)
+    assert teacher_model(prediction_type="v_prediction", **schedule).prediction is Prediction.V
+    assert teacher_model(prediction_type="epsilon", beta_schedule="linear").prediction is Prediction.EPSILON
 
 
 def test_a_factorys_network_is_not_given_an_embedding():

@@ -143,3 +143,14 @@ def test_the_data_is_walked_once_per_epoch():
     rows = torch.cdist(x, data.images).argmin(1)
     assert sorted(rows[:500].tolist()) == sorted(rows[500:].tolist()) == list(range(500))
     assert rows[:500].tolist() != rows[500:].tolist()
+
+
+def test_each_phase_walks_the_data_in_an_order_of_its_own():
+    """A phase may take fewer rows than there are: all phases would see the same ones."""
+    where, data = phase(law=TimeLaw(torch.tensor([1e-9], dtype=torch.float64))), context()
+    rows = [
+        torch.cdist(make_states(data, where, request, version=-1).x_t, data.images).argmin(1).tolist()
+        for request in (StateRequest(Origin.FORWARD, number, 0, 200, 0) for number in range(3))
+    ]
+    assert all(len(set(taken)) == 200 for taken in rows)
+    assert len(set().union(*rows)) > 350  # 392 are expected

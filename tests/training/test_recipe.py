@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from latent import latent_data, latent_model
 from runs import DMD2, PD, small_run
 
 from ddil_ray.diffusion.threshold import NoThreshold, StaticThreshold
 from ddil_ray.errors import ConfigError
+from ddil_ray.training.checks import check_threshold
 from ddil_ray.training.parallel import Alone
 from ddil_ray.training.recipe import Recipe
 
@@ -88,6 +90,10 @@ def test_a_submodule_without_features_is_refused_before_anything_starts(layer):
             {**DMD2, "student_steps": 3, "gan_weight": 0},
             r"`objective.student_steps` must divide .*is 3 .*below is 2",
         ),
+        (
+            {**LCM, "sigma_data": 1.0},
+            r"`objective.sigma_data` must be 0.5 .*LCMScheduler knows no other, but is 1 instead",
+        ),
         ({**LCM, "solver_steps": 30}, r"`objective.solver_steps` must divide .*but is 30 instead.*below is 25"),
     ],
 )
@@ -163,3 +169,14 @@ def test_more_steps_than_the_teacher_has_timesteps_are_refused(changes, expected
 def test_settings_that_would_not_be_heeded_are_refused(teacher, expected):
     with pytest.raises(ConfigError, match=expected):
         Recipe(small_run(teacher={"model": "builtin:digits", **teacher})).load_teacher()
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_the_range_of_pixels_is_not_put_on_latents(tmp_path, mode):
+    model = latent_model(tmp_path)
+    threshold = {"mode": mode}
+    with pytest.raises(ConfigError, match=rf"`threshold.bound` must be set where `threshold.mode` is {mode} and"):
+        Recipe(small_run(threshold=threshold)).ingredients(teacher=model, data=latent_data(model))
+    check_threshold(small_run(threshold={**threshold, "bound": 4.0}), model)
+    check_threshold(small_run(threshold={"mode": "per_channel"}), model)
+    Recipe(small_run(threshold=threshold)).ingredients()  # of pixels

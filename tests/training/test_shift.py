@@ -287,3 +287,14 @@ def test_a_student_with_a_planted_bias_starts_with_more_shift_and_more_error():
     for k in STEPS:
         assert biased[f"shift/error_visited/step_{k}"] > 2 * plain[f"shift/error_visited/step_{k}"]
         assert biased[f"shift/energy/step_{k}"] > plain[f"shift/energy/step_{k}"] > plain[f"shift/floor/step_{k}"]
+
+
+def test_no_two_uses_of_random_numbers_share_a_seed():
+    """Else the noise on the way is that of the forward states, displaced by what was drawn between."""
+    images, conditions = torch.randn(40, 1, 2, 2), Conditions(torch.zeros(40, dtype=torch.int64), (0.0, 0.0))
+    drawn = ProbeRows.draw(images, conditions, num_samples=30, seed=5)
+    on_the_way = torch.randn(10_000, generator=torch.Generator().manual_seed(drawn.seed))
+    projected = torch.randn(10_000, generator=torch.Generator().manual_seed(drawn.projection_seed))
+    for noise in (drawn.eps, drawn.noise, projected):
+        assert torch.isin(noise.flatten(), on_the_way).double().mean() < 0.2  # some are equal by chance
+    assert ProbeRows.draw(images, conditions, num_samples=30, seed=6).seed != drawn.seed

@@ -14,18 +14,23 @@ __all__ = ["load_folder"]
 
 
 class _Pooled(nn.Module):
-    """A vision model's pooled output; the mean over positions where it has none."""
+    """A vision model's pooled output; the mean over positions where it has none.
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+    Where the folder has no weights of its pooler it is the first position's output, the class token's.
+    """
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, *, pools: bool) -> None:
         super().__init__()
-        self.model, self.preprocessing = model, preprocessing
+        self.model, self.preprocessing, self.pools = model, preprocessing, pools
 
     def forward(self, images: Tensor) -> Tensor:
         output: Any = self.model(pixel_values=self.preprocessing(images))
+        hidden: Tensor = output.last_hidden_state
+        if not self.pools:
+            return hidden[:, 0]
         pooled: Tensor | None = getattr(output, "pooler_output", None)
         if pooled is not None:
             return pooled.flatten(1)
-        hidden: Tensor = output.last_hidden_state
         return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
 
 
@@ -33,7 +38,8 @@ def load_folder(folder: str) -> tuple[nn.Module, int]:
     """The vision model in `folder` with its own preprocessing, and the pixels it resizes images to.
 
     Raises:
-        ConfigError: no such folder, transformers is not installed, or it cannot load the folder (safetensors only).
+        ConfigError: no such folder, transformers is not installed, or it cannot load the folder (safetensors only), or
+            has not all weights in it.
     """
     if not Path(folder).is_dir():
         raise ConfigError(
@@ -49,11 +55,20 @@ def load_folder(folder: str) -> tuple[nn.Module, int]:
         ) from error
     preprocessing = load_preprocessing(folder, field="evaluation.features")
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+        model, loaded = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(
             f"`evaluation.features` must be a folder that transformers' AutoModel can load, with safetensors weights, "
             f"but {folder} failed: {first_line(error)}"
         ) from error
+    missing = sorted(loaded["missing_keys"])
+    poolers = [name for name in missing if name.partition(".")[0] == "pooler"]
+    if len(poolers) < len(missing):  # what is not there is random, anew each time
+        raise ConfigError(
+            f"`evaluation.features` must be a folder with all weights of its model, but {folder} lacks {len(missing)} "
+            f"of them, {missing[0]} among them. Save the whole model, or use another."
+        )
     model = getattr(model, "vision_model", model)  # of a model of images and texts, the images' part
-    return _Pooled(model, preprocessing), preprocessing.size
+    return _Pooled(model, preprocessing, pools=not poolers), preprocessing.size

@@ -43,14 +43,17 @@ def checked_network(body: nn.Module, *, origin: str, size: int | None, data: Ima
     """The network `body` of `origin`, in eval mode, after a trial on two images of `data`.
 
     Raises:
-        ConfigError: it fails on such images, or what it returns is not one row of finite features per image.
+        ConfigError: it fails on such images, or what it returns is not one row of finite features per image, or not the
+            same each time.
     """
     network = FeatureNetwork(body.eval().requires_grad_(False), origin, size)
     rule = f"`evaluation.features` must map images (N, {', '.join(map(str, data.images.shape[1:]))}) to rows (N, D)"
     try:
-        features = network(data.images[:2])
+        features, again = network(data.images[:2]), network(data.images[:2])
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{rule}, but {origin} failed on two images: {error}") from error
     if features.ndim != 2 or len(features) != 2 or not bool(features.isfinite().all()):
         raise ConfigError(f"{rule}, but {origin} gave shape {tuple(features.shape)} or values that are not finite.")
+    if not torch.allclose(features, again, rtol=1e-3, atol=1e-5):
+        raise ConfigError(f"{rule}, the same each time, but {origin} gave other ones when it was asked again.")
     return replace(network, name=f"{features.shape[1]} features of {origin}")
