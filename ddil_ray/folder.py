@@ -84,7 +84,8 @@ class RunFolder:
         """
         if not self.remote:
             found = (f"{at}/{name}" for at, folders, files in os.walk(self.local) for name in (*folders, *files))
-            check_links(self.fs, str(self.local), found, field="output")
+            then = "Give `output` a folder on that disk, or make the whole folder of the run the link."
+            check_links(self.fs, str(self.local), found, field="output", then=then)
 
     def has(self, name: str) -> bool:
         """Whether a file or folder of that name is here.
@@ -259,7 +260,7 @@ def check_writable(fs: Any, folder: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content`, without secrets, as a readable JSON file."""
-    write_whole(LocalFileSystem(), str(path), (json.dumps(redacted(content), indent=2) + "\n").encode())
+    write_whole(LocalFileSystem(), os.path.abspath(path), (json.dumps(redacted(content), indent=2) + "\n").encode())
 
 
 def write_whole(fs: Any, path: str, content: bytes) -> None:

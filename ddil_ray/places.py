@@ -58,7 +58,14 @@ def is_below(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def check_links(fs: Any, root: str, paths: Iterable[str], *, field: str = "data.source") -> None:
+def check_links(
+    fs: Any,
+    root: str,
+    paths: Iterable[str],
+    *,
+    field: str = "data.source",
+    then: str = "Copy it there, or name a folder that holds both.",
+) -> None:
     """See that no link among `paths`, or in the folders that they are in, leads out of `root`, which may be a link.
 
     Args:
@@ -66,6 +73,7 @@ def check_links(fs: Any, root: str, paths: Iterable[str], *, field: str = "data.
         root: a folder or file.
         paths: files, in it.
         field: that names `root`, for the message.
+        then: what the user does about it, as sentences.
 
     Raises:
         DataError: names the link.
@@ -79,6 +87,5 @@ def check_links(fs: Any, root: str, paths: Iterable[str], *, field: str = "data.
         target = os.path.realpath(path) if os.path.islink(path) else f"{real(folder)}/{name}"
         if target != top and not target.startswith(f"{top.rstrip('/')}/"):
             raise DataError(
-                f"`{field}` must hold what it consists of, but {path} is a link to {target}, outside. Copy it "
-                "there, or name a folder that holds both."
+                f"`{field}` must hold what it consists of, but {path} is a link to {target}, outside. {then}"
             )

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["seed_of", "seeded"]
+
+
+def seed_of(*key: int) -> int:
+    """32 bits, all that torch's generator of the CPU heeds, that another key gives others of."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 @contextmanager

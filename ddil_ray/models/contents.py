@@ -5,7 +5,9 @@ Loaders refuse most of this themselves, each since another version; here it is r
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +20,8 @@ __all__ = ["classes_in", "network_class"]
 
 _LIBRARIES = ("diffusers", "transformers")
 """Where the parts of a pipeline come from."""
-_SETTINGS = ("config.json", ".index.json")
-"""What names of files end with that tell loaders what to load."""
+_INDEX = re.compile(r"\.safetensors\.index\.(.+\.)?json$")
+"""Matches names of indices of weights that are loaded, those of variants too."""
 
 
 def classes_in(folder: Path) -> list[str]:
@@ -35,8 +37,8 @@ def classes_in(folder: Path) -> list[str]:
             f"`teacher.model` must be a diffusers pipeline folder, but {folder} has no readable model_index.json "
             f"({first_line(error)}). Point it at a folder written by `pipeline.save_pretrained`."
         ) from error
-    parts = {name: part for name, part in index.items() if name[0] != "_"} if isinstance(index, dict) else {}
-    for problem in (*_foreign(parts), *(found for name in parts for found in _inside(folder / name))):
+    parts = {name: part for name, part in index.items() if name[:1] != "_"} if isinstance(index, dict) else {}
+    for problem in itertools.chain(_foreign(parts), *(_inside(folder / name) for name in parts)):
         raise ConfigError(
             f"`teacher.model` must be made of parts of {' and '.join(_LIBRARIES)}, but {folder} {problem} instead. Use "
             "another teacher, or a factory that loads it."
@@ -67,6 +69,8 @@ def _named(parts: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
 def _foreign(parts: dict[str, Any]) -> Iterator[str]:
     """What model_index.json names besides networks of the libraries."""
     for name, part in parts.items():
+        if not name.isidentifier():
+            yield f"names a part {name!r}"
         if isinstance(part, str):
             yield f"names {part!r} as its {name}"
     for library, kind in _named(parts):
@@ -84,7 +88,7 @@ def _inside(part: Path) -> Iterator[str]:
         name = f"{part.name}/{path.relative_to(part).as_posix()}"
         if path.suffix == ".py" or path.name == "model_index.json":
             yield f"holds {name}"
-        if path.name.endswith(_SETTINGS):
+        if path.name.endswith("config.json") or _INDEX.search(path.name):
             yield from (f"names {problem} in {name}" for problem in _told(path))
 
 

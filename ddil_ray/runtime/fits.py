@@ -151,7 +151,8 @@ def _check_role(name: str, role: Role | Shift | Trainer, count: int, nodes: Node
         each = " and ".join(f"{amount:g} {_UNITS.get(kind, kind)}" for kind, amount in wants.items() if amount)
         raise ConfigError(
             f"`{name}` must fit the nodes {which}, but they hold {held} of its {count} actors of {each}, each on one "
-            f"node. Lower `{name}`'s number or what each of them asks for, or add nodes."
+            f"node. Lower `{name}`'s number or what each of them asks for, or add nodes: those that an autoscaler "
+            "could add do not count."
         )
 
 

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,8 +31,10 @@ __all__ = ["LOCK", "Place", "RunLock"]
 
 LOCK = "lock.json"
 _STALE_BEATS, _TRIES = 6, 3
+_TICKS = "process_ticks"
+"""Key of a process's start by the machine's own count, as seconds move when the clock is set; older locks lack it."""
 _START_TICKS = 19
-"""Place of a process's start in /proc/PID/stat, counted behind its name."""
+"""Its place in /proc/PID/stat, counted behind the process's name."""
 
 
 class Place(Protocol):
@@ -71,11 +73,17 @@ class RunLock:
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": me.pid,
-            "process_started": _started(me),
+            "process_started": me.create_time(),
+            _TICKS: _ticks(me.pid),
             "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self._lost: dict[str, Any] | None = None
         self._ended = threading.Event()
+
+    @property
+    def stale_s(self) -> float:
+        """Seconds after which a dead owner is known to be dead, on whatever machine it was."""
+        return (_STALE_BEATS + 3) * self._beat_s
 
     def wait(self, seconds: float) -> None:
         """Until no live process has it, and no longer than this: one that was told to end saves a checkpoint first.
@@ -174,7 +182,7 @@ class RunLock:
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         if holder["machine"] == self._mine["machine"]:
-            return not _lives(holder["pid"], holder["process_started"])
+            return not _lives(holder)
         if 0 <= time.time() - holder["beat"] < _STALE_BEATS * self._beat_s:  # a beat to come says nothing
             return False
         time.sleep(2 * self._beat_s)  # clocks differ: what still beats is alive
@@ -188,7 +196,7 @@ class RunLock:
             content: Any = json.loads(self._fs.cat_file(self._path))
         except (FileNotFoundError, ValueError):
             return None
-        return content if isinstance(content, dict) and self._mine.keys() <= content.keys() else None
+        return content if isinstance(content, dict) and self._mine.keys() - {_TICKS} <= content.keys() else None
 
     def _write(self) -> None:
         if isinstance(self._fs, LocalFileSystem):
@@ -210,24 +218,24 @@ class RunLock:
         )
 
 
-def _lives(pid: int, started: float) -> bool:
+def _lives(holder: Mapping[str, Any]) -> bool:
     try:
-        process = psutil.Process(pid)
-        same = abs(_started(process) - started) < 1
+        process = psutil.Process(holder["pid"])
+        ticks, before = _ticks(process.pid), holder.get(_TICKS)
+        if ticks is None or before is None:
+            same = abs(process.create_time() - holder["process_started"]) < 1
+        else:
+            same = ticks == before
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def _started(process: psutil.Process) -> float:
-    """When, in ticks since the machine's own start where the system tells them: psutil's seconds move with the clock.
-
-    Raises:
-        psutil.NoSuchProcess: it has ended.
-    """
+def _ticks(pid: int) -> int | None:
+    """When a process started, in ticks since its machine did; None where the system does not tell."""
     with contextlib.suppress(OSError):
-        return float(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[_START_TICKS])
-    return float(process.create_time())
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TICKS])
+    return None
 
 
 def _machine() -> str:

@@ -57,7 +57,9 @@ def prepare(job: Job, *, view: View, verbose: bool = False) -> Summary:
     if begin(job):
         return _complete(job, view)
     place = SimpleNamespace(fs=job.store.fs, root=job.store.root, url=job.store.url, others=False)
-    with RunLock(place, view.say, field="output"):
+    lock = RunLock(place, view.say, field="output")
+    lock.wait(lock.stale_s)  # as of a killed process, whose place is taken at once
+    with lock:
         return _complete(job, view) if begin(job) else _prepare(job, view, verbose=verbose)
 
 

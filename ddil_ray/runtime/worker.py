@@ -23,6 +23,7 @@ from ddil_ray.runtime.saving import Saver
 from ddil_ray.runtime.stages import best_device, bind_prompts, shared_tensor, stream_plan
 from ddil_ray.runtime.storage import CheckpointStore, Saved, verify
 from ddil_ray.runtime.waits import BLOCK_TIMES, STEP_TIMES, trainer_watchdog
+from ddil_ray.seeded import seed_of
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.stretch import Stretch
 from ddil_ray.training.checkpoint import read_checkpoint
@@ -49,7 +50,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         reader.start()  # the streams' actors start while this process loads its models
     learner = _learner(context)
     if rank:  # weights are equal, and dropout is each rank's own
-        torch.manual_seed(recipe.config.seed + (rank << 32))
+        torch.manual_seed(seed_of(recipe.config.seed, rank))
     newest, group = _agreed(settings["store"], context, rank)
     state = None if newest is None else load_state(settings["store"], newest, learner.parallel, rank, ranks)
     phases = len(learner.objective.phases)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,8 +78,10 @@ def check_credentials(uri: str, field: str) -> None:
 
 
 def _server(uri: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(uri)
-    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    parts, port = urlsplit(uri), None
+    with suppress(ValueError):  # one that is no number is the business of who calls there
+        port = parts.port
+    return parts.scheme, parts.hostname, port or _PORTS.get(parts.scheme)
 
 
 def refused(error: Exception) -> str | None:

@@ -615,12 +615,21 @@ def test_a_process_that_may_open_no_more_files_is_told_so_and_leaves_no_folder(t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_are_old_or_new_and_never_a_part(tmp_path, small_files):
+def test_results_are_old_or_new_and_never_a_part(tmp_path, small_files, monkeypatch):
     file = tmp_path / "metrics.json"
     write_json(file, {"scores": 1})
     with small_files(), pytest.raises(OSError, match="too large"):
         write_json(file, {"scores": "a" * 2**17})
     assert json.loads(file.read_text()) == {"scores": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    monkeypatch.chdir(tmp_path)
+    written, put = [], LocalFileSystem.pipe_file
+    monkeypatch.setattr(
+        LocalFileSystem, "pipe_file", lambda fs, path, value: [written.append(path), put(fs, path, value)]
+    )
+    write_json(Path("metrics.json"), {"scores": 2})
+    assert {str(Path(path).parent) for path in written} == {str(tmp_path)}
+    assert json.loads(file.read_text()) == {"scores": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 

@@ -275,7 +275,7 @@ def test_a_lock_that_was_made_without_an_answer_is_ones_own(s3, bucket, lost):
 def test_a_store_that_does_not_name_the_condition_that_failed_has_locks_too(s3, bucket):
     s3.always("terse", only=of_lock("PUT"))
     with RunLock(bucket, pytest.fail):
-        killed = content(bucket) | {"token": "other", "process_started": 0}
+        killed = content(bucket) | {"token": "other", "process_started": 0, "process_ticks": 0}
         with pytest.raises(ConfigError, match=r"is active on .*another `name`"), RunLock(bucket, pytest.fail):
             pass
     bucket.fs.pipe_file(f"{bucket.root}/{LOCK}", json.dumps(killed).encode())
@@ -331,6 +331,15 @@ def test_a_process_lives_on_when_the_clock_is_set(folder, other, monkeypatch):
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: begun(process) + 3600)
     with pytest.raises(ConfigError, match="is active on"), RunLock(folder, pytest.fail, beat_s=60):
         pass
+
+
+def test_a_lock_of_an_older_version_is_held_by_its_process_too(folder, other):
+    held = {key: value for key, value in content(folder).items() if key != "process_ticks"}
+    other.send_signal(signal.SIGSTOP)  # it beats no more
+    Path(folder.url, LOCK).write_text(json.dumps(held))
+    with pytest.raises(ConfigError, match="is active on"), RunLock(folder, pytest.fail, beat_s=60):
+        pass
+    other.send_signal(signal.SIGCONT)
 
 
 def test_the_field_of_the_folder_is_named(folder, other):

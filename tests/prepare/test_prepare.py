@@ -409,11 +409,12 @@ def test_mistakes_are_one_message(teacher, tmp_path, monkeypatch, write, more, e
         prepare(type(settings(teacher, "", "")).model_validate(tree))
 
 
-def test_an_output_in_which_another_process_works_is_refused(teacher, plain, tmp_path):
+def test_an_output_in_which_another_process_works_is_refused(teacher, plain, tmp_path, monkeypatch):
     """Else the second removes what the first has not finished, and both tell that all is there."""
     job = new_job(settings(teacher, plain[0], tmp_path / "out"))
     begin(job)
     place = SimpleNamespace(fs=job.store.fs, root=job.store.root, url=job.store.url, others=False)
+    monkeypatch.setattr(RunLock, "stale_s", 0.1)
     with (
         RunLock(place, pytest.fail, field="output"),
         pytest.raises(ConfigError, match=r"`output` must be that of no run that is active, but .*process"),

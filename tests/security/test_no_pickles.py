@@ -183,6 +183,17 @@ SMUGGLED = {
         ),
         "names the weights w.bin in unet/",
     ),
+    "pickles behind an index of a variant": (
+        lambda folder: _settings(
+            folder / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json", weight_map={"w": "w.bin"}
+        ),
+        "names the weights w.bin in unet/",
+    ),
+    "a part above the folder": (
+        lambda folder: _index(folder, **{"..": ["diffusers", "UNet2DModel"]}),
+        r"a part '\.\.'",
+    ),
+    "a part without a name": (lambda folder: _index(folder, **{"": ["diffusers", "UNet2DModel"]}), "names a part ''"),
     "weights elsewhere behind an index": (
         lambda folder: _settings(
             folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", weight_map={"w": "../../w.safetensors"}
@@ -201,6 +212,13 @@ def test_a_pipeline_folder_that_holds_code_is_refused_before_anything_loads_it(t
     for load in (load_model, find_pipeline):
         with pytest.raises(ConfigError, match=rf"`teacher.model` must be made of parts of .*{said}"):
             load(str(folder))
+
+
+def test_an_index_of_pickles_that_nobody_loads_is_no_fault(tmp_path):
+    """As in folders that were saved in both forms."""
+    folder = save_pipeline("stable_diffusion", tmp_path)
+    _settings(folder / "text_encoder" / "pytorch_model.bin.index.json", weight_map={"w": "pytorch_model-00001.bin"})
+    assert load_model(str(folder)).latent
 
 
 @pytest.mark.parametrize("name", ["DiffusionPipeline", "Nothing", None, ["AutoencoderKL"]])

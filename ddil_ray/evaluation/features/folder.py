@@ -63,12 +63,13 @@ def load_folder(folder: str) -> tuple[nn.Module, int]:
             f"`evaluation.features` must be a folder that transformers' AutoModel can load, with safetensors weights, "
             f"but {folder} failed: {first_line(error)}"
         ) from error
-    missing = sorted(loaded["missing_keys"])
+    missing, seeing = sorted(loaded["missing_keys"]), "vision_model."
+    if hasattr(model, "vision_model"):  # of a model of images and texts, the images' part
+        model, missing = model.vision_model, [n.removeprefix(seeing) for n in missing if n.startswith(seeing)]
     poolers = [name for name in missing if name.partition(".")[0] == "pooler"]
     if len(poolers) < len(missing):  # what is not there is random, anew each time
         raise ConfigError(
             f"`evaluation.features` must be a folder with all weights of its model, but {folder} lacks {len(missing)} "
             f"of them, {missing[0]} among them. Save the whole model, or use another."
         )
-    model = getattr(model, "vision_model", model)  # of a model of images and texts, the images' part
     return _Pooled(model, preprocessing, pools=not poolers), preprocessing.size
