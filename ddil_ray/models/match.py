@@ -19,9 +19,10 @@ from ddil_ray.models import Family, find_pipeline, load_model
 from ddil_ray.models.family import checked_prediction, read_config
 from ddil_ray.models.model import DiffusionModel
 
-_END = "set_alpha_to_one"
-
 __all__ = ["check_pipelines", "check_student", "load_measured", "load_student", "said_of"]
+
+_END = "set_alpha_to_one"
+"""Setting of a scheduler: its convention for t = 0."""
 
 _TIMES = 101
 """Times at which schedules are compared; t = 0, where diffusers knows two conventions, is asked of no network."""

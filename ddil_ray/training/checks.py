@@ -17,9 +17,6 @@ from ddil_ray.prompts import Embeddings, EmbeddingSource
 from ddil_ray.states.batch import Origin
 from ddil_ray.states.prior import SourcePriors
 
-_SIGMA_DATA = 0.5
-"""Of diffusers' LCMScheduler."""
-
 __all__ = [
     "check_embeddings",
     "check_exported_grid",
@@ -29,6 +26,9 @@ __all__ = [
     "check_threshold",
     "discriminated_layer",
 ]
+
+_SIGMA_DATA = 0.5
+"""Of diffusers' LCMScheduler."""
 
 
 def check_imageless(config: RunConfig, priors: SourcePriors, data: ImageData) -> None:
@@ -161,13 +161,15 @@ def check_exported_grid(kind: str, objective: Objective, student: DiffusionModel
 
     Schedules of flow matching have no timesteps to round to.
     """
+    if not student.scheduler_config or isinstance(student.schedule, RectifiedFlow):
+        return
     sigma_data = getattr(objective, "sigma_data", _SIGMA_DATA)
-    if sigma_data != _SIGMA_DATA and student.scheduler_config and not isinstance(student.schedule, RectifiedFlow):
+    if sigma_data != _SIGMA_DATA:
         raise ConfigError(
             f"`objective.sigma_data` must be {_SIGMA_DATA:g} for a student that diffusers samples, whose LCMScheduler "
             f"knows no other, but is {sigma_data:g} instead. Leave it out."
         )
-    if objective.lcm_scheduler is None or not student.scheduler_config or isinstance(student.schedule, RectifiedFlow):
+    if objective.lcm_scheduler is None:
         return
     grid = int(objective.lcm_scheduler["original_inference_steps"])
     timesteps = int(student.scheduler_config.get("num_train_timesteps", 1000))
